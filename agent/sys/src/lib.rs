@@ -1,1 +1,12 @@
-//! Placeholder.
+//! The one place that talks to the kernel: namespaces, cgroups, mounts, devices, system call filters and containers.
+//!
+//! Always holds: this crate imports no sibling; it is the only one with `unsafe`; it never reads configuration and never
+//! decides policy. Whatever may leave descriptors, zombies or changed process state behind (all of libcontainer) runs in
+//! a forked child of a single-threaded process: see [`process::fork_child`].
+
+pub mod config;
+
+pub use config::{
+    ContainerConfig, IpNet, Limits, Mount, MountKind, Namespaces, NetworkConfig, Overlay, PodCgroup, Rlimit,
+    RunError, SandboxConfig, Seccomp, Started, User, default_capabilities,
+};

@@ -1,0 +1,314 @@
+//! What the agent and a shim say to each other over `shim.sock`.
+//!
+//! A frame is `[length: u32, big endian][version: u8][postcard]`; the length counts the version byte and the body and is at
+//! most [`MAX_FRAME`]. The client sends [`Request`]s, the shim sends [`ToClient`]s. Replies carry the request's id and may
+//! come out of order, because operations on containers take time; events have no id and go to every client.
+//! A frame of another version or past the bound ends the connection: both ends are one binary in all but an upgrade,
+//! and an upgraded agent speaks the old version to shims that it finds running.
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use skiff_sys::{ContainerConfig, RunError, SandboxConfig, Started};
+
+/// Version of the frames of this build.
+pub const VERSION: u8 = 1;
+
+/// Bytes after the length: an environment of the size that `execve(2)` takes by default fits.
+pub const MAX_FRAME: usize = 1 << 20;
+
+/// Bytes of the length field.
+pub const LENGTH_BYTES: usize = 4;
+
+/// One request of the client.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Request {
+    /// Chosen by the client, repeated in the reply.
+    pub id: u64,
+    /// What is asked.
+    pub body: RequestBody,
+}
+
+/// What a client can ask.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum RequestBody {
+    /// Makes the Pod's namespaces, network and cgroup; nothing happens when the same one exists.
+    MakeSandbox(SandboxConfig),
+    /// Creates and starts a container. Its id must not be that of a running one.
+    Run(Box<RunRequest>),
+    /// Sends a signal to the container's init.
+    Signal {
+        /// The container.
+        container: String,
+        /// Signal number.
+        signal: i32,
+    },
+    /// Kills every process of the container, or of all containers.
+    KillAll {
+        /// The container; `None` is all.
+        container: Option<String>,
+    },
+    /// Forgets an exited container: its cgroup, state and exit record. Its log rings stay until the sandbox goes.
+    Delete {
+        /// The container.
+        container: String,
+    },
+    /// Everything the shim knows.
+    State,
+    /// Kills all, destroys the sandbox and ends the shim after the reply.
+    Shutdown,
+}
+
+/// A container to run, with where its output goes.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RunRequest {
+    /// The container; its `id` is what the other requests name.
+    pub config: ContainerConfig,
+    /// Name of the container in the Pod: the directory of its log rings.
+    pub name: String,
+    /// How often this container has been started before; names the ring file and appears in the exit record.
+    pub attempt: u32,
+    /// Bounds of the log ring.
+    pub log: LogConfig,
+    /// Milliseconds until the start is given up and undone.
+    pub timeout_ms: u64,
+}
+
+/// Bounds of a log ring.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LogConfig {
+    /// Bytes of records that are kept; rounded up to whole blocks, see [`crate::ring`].
+    pub capacity: u64,
+}
+
+impl Default for LogConfig {
+    fn default() -> Self {
+        Self { capacity: 1 << 20 }
+    }
+}
+
+/// What a shim sends.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ToClient {
+    /// The answer to one request.
+    Reply(Reply),
+    /// Something that happened.
+    Event(Event),
+}
+
+/// The answer to one request.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Reply {
+    /// The request's id.
+    pub id: u64,
+    /// What came of it.
+    pub result: Result<ReplyBody, ShimError>,
+}
+
+/// Answers, by request.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ReplyBody {
+    /// `MakeSandbox`, `Signal`, `KillAll`, `Delete`, `Shutdown`.
+    Done,
+    /// `Run`.
+    Started(Started),
+    /// `State`.
+    State(State),
+}
+
+/// Why a request failed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+pub enum ShimError {
+    /// The container did not start.
+    #[error(transparent)]
+    Run(RunError),
+    /// No such container.
+    #[error("container {0:?} is not known here")]
+    NotFound(String),
+    /// A container of this id exists.
+    #[error("container {0:?} exists already")]
+    Exists(String),
+    /// The container's state does not allow it.
+    #[error("container {container:?} {state}")]
+    WrongState {
+        /// The container.
+        container: String,
+        /// `is still running`, `has exited`, ….
+        state: String,
+    },
+    /// The sandbox could not be made or destroyed.
+    #[error("sandbox: {0}")]
+    Sandbox(String),
+    /// A bound of the shim is reached.
+    #[error("{what}: at most {max}")]
+    TooMany {
+        /// What there is too much of.
+        what: String,
+        /// The bound.
+        max: u64,
+    },
+    /// The kernel refused.
+    #[error("{0}")]
+    Kernel(String),
+}
+
+/// Something that happened.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Event {
+    /// A container's init has exited and its output has been read as far as it was written by then.
+    Exited(Exit),
+    /// The kernel killed a process of a container that itself goes on.
+    OomKill {
+        /// The container.
+        container: String,
+        /// Kills in its cgroup so far.
+        count: u64,
+    },
+}
+
+/// How a container ended. Mirrored to `exits/<container>` in the Pod's directory until the container is deleted.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Exit {
+    /// The container's id.
+    pub container: String,
+    /// Its name in the Pod.
+    pub name: String,
+    /// The attempt.
+    pub attempt: u32,
+    /// What it exited with; 128 + signal when a signal killed it.
+    pub exit_code: i32,
+    /// The signal that killed it.
+    pub signal: Option<i32>,
+    /// The kernel killed a process of it for want of memory.
+    pub oom_killed: bool,
+    /// When it started.
+    pub started_at: Stamp,
+    /// When it exited.
+    pub finished_at: Stamp,
+}
+
+/// A moment on both clocks: the wall clock may jump, the boot clock does not.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Stamp {
+    /// Nanoseconds since 1970 by the system clock.
+    pub unix_ns: i64,
+    /// Nanoseconds of `CLOCK_BOOTTIME`.
+    pub boot_ns: u64,
+}
+
+/// Everything a shim knows: an agent that restarts learns all that it missed.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct State {
+    /// The shim's own process.
+    pub pid: i32,
+    /// Whether the sandbox stands, and how it was asked for.
+    pub sandbox: Option<SandboxConfig>,
+    /// All containers, by id.
+    pub containers: Vec<ContainerState>,
+}
+
+/// One container.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ContainerState {
+    /// The container's id.
+    pub id: String,
+    /// Its name in the Pod.
+    pub name: String,
+    /// The attempt.
+    pub attempt: u32,
+    /// Where it is in its life.
+    pub phase: Phase,
+    /// Its log ring.
+    pub log: LogState,
+    /// Processes killed for want of memory so far.
+    pub oom_kills: u64,
+}
+
+/// Where a container is in its life.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Phase {
+    /// Being created.
+    Starting,
+    /// Its init runs.
+    Running {
+        /// The process.
+        process: Started,
+        /// When it started.
+        started_at: Stamp,
+    },
+    /// Its init has exited.
+    Exited(Exit),
+}
+
+/// Position of a log ring.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LogState {
+    /// The ring's file.
+    pub path: PathBuf,
+    /// Offset of the oldest record that is kept.
+    pub oldest: u64,
+    /// Offset after the newest record.
+    pub end: u64,
+    /// Records dropped so far.
+    pub dropped_records: u64,
+}
+
+/// Why bytes are not a frame.
+#[derive(Debug, thiserror::Error)]
+pub enum FrameError {
+    /// Longer than [`MAX_FRAME`].
+    #[error("frame of {0} bytes; at most {MAX_FRAME} are taken")]
+    TooLong(usize),
+    /// No room for a version.
+    #[error("empty frame")]
+    Empty,
+    /// Another version.
+    #[error("frame of version {0}; this build speaks {VERSION}")]
+    Version(u8),
+    /// Not what the version says.
+    #[error("malformed frame: {0}")]
+    Body(postcard::Error),
+}
+
+/// A whole frame, length included.
+///
+/// # Errors
+/// When the message is longer than [`MAX_FRAME`].
+pub fn encode<T: Serialize>(message: &T) -> Result<Vec<u8>, FrameError> {
+    let mut frame = vec![0; LENGTH_BYTES];
+    frame.push(VERSION);
+    let mut frame = postcard::to_extend(message, frame).map_err(FrameError::Body)?;
+    let length = frame.len() - LENGTH_BYTES;
+    if length > MAX_FRAME {
+        return Err(FrameError::TooLong(length));
+    }
+    frame[..LENGTH_BYTES].copy_from_slice(&(length as u32).to_be_bytes());
+    Ok(frame)
+}
+
+/// The number of bytes that follow a length field.
+///
+/// # Errors
+/// When it is zero or more than [`MAX_FRAME`].
+pub fn decode_length(length: [u8; LENGTH_BYTES]) -> Result<usize, FrameError> {
+    match u32::from_be_bytes(length) as usize {
+        0 => Err(FrameError::Empty),
+        length if length > MAX_FRAME => Err(FrameError::TooLong(length)),
+        length => Ok(length),
+    }
+}
+
+/// The message in the bytes after the length field.
+///
+/// # Errors
+/// When the version is another, or the body is malformed or longer than its message.
+pub fn decode<T: DeserializeOwned>(body: &[u8]) -> Result<T, FrameError> {
+    match body.split_first() {
+        None => Err(FrameError::Empty),
+        Some((&VERSION, body)) => match postcard::take_from_bytes(body).map_err(FrameError::Body)? {
+            (message, []) => Ok(message),
+            _ => Err(FrameError::Body(postcard::Error::DeserializeBadEncoding)),
+        },
+        Some((&version, _)) => Err(FrameError::Version(version)),
+    }
+}
