@@ -1,1 +1,4 @@
-//! Placeholder.
+//! The Skiff server: Kubernetes API and store.
+
+pub mod api;
+pub mod store;
