@@ -1,0 +1,324 @@
+//! The fields of the Kubernetes API that a manifest may have, and how far each is honoured.
+//!
+//! Source: the Kubernetes API reference, core/v1. Always holds: a field of `PodSpec` or `Container` is listed
+//! here, so that a typing mistake and an unsupported field are never confused.
+
+use super::schema::Shape::{Any, Bool, Int, IntOrString, List, Object, Quantities, Quantity, Str, Strings};
+use super::schema::{Field, later, refused, yes};
+
+/// The schema of a kind.
+pub(super) fn of(kind: &str) -> Option<&'static [Field]> {
+    Some(match kind {
+        "Pod" => &POD,
+        "ConfigMap" => &CONFIG_MAP,
+        "Secret" => &SECRET,
+        "Namespace" => &NAMESPACE,
+        _ => return None,
+    })
+}
+
+pub(super) static POD: [Field; 5] = [
+    yes("apiVersion", Str),
+    yes("kind", Str),
+    yes("metadata", Object(&METADATA)),
+    yes("spec", Object(&POD_SPEC)),
+    yes("status", Any),
+];
+
+static CONFIG_MAP: [Field; 6] = [
+    yes("apiVersion", Str),
+    yes("kind", Str),
+    yes("metadata", Object(&METADATA)),
+    yes("data", Strings),
+    yes("binaryData", Strings),
+    yes("immutable", Bool),
+];
+
+static SECRET: [Field; 7] = [
+    yes("apiVersion", Str),
+    yes("kind", Str),
+    yes("metadata", Object(&METADATA)),
+    yes("data", Strings),
+    yes("stringData", Strings),
+    yes("type", Str),
+    yes("immutable", Bool),
+];
+
+static NAMESPACE: [Field; 5] = [
+    yes("apiVersion", Str),
+    yes("kind", Str),
+    yes("metadata", Object(&METADATA)),
+    yes("spec", Any),
+    yes("status", Any),
+];
+
+static METADATA: [Field; 15] = [
+    yes("name", Str),
+    yes("namespace", Str),
+    yes("generateName", Str),
+    yes("labels", Strings),
+    yes("annotations", Strings),
+    yes("uid", Str),
+    yes("resourceVersion", Str),
+    yes("generation", Int),
+    yes("creationTimestamp", Str),
+    yes("deletionTimestamp", Str),
+    yes("deletionGracePeriodSeconds", Int),
+    yes("finalizers", List(&Str)),
+    yes("ownerReferences", List(&Any)),
+    yes("managedFields", List(&Any)),
+    yes("selfLink", Str),
+];
+
+static POD_SPEC: [Field; 41] = [
+    yes("containers", List(&Object(&CONTAINER))),
+    refused("initContainers", List(&Object(&CONTAINER)), &[]),
+    refused("ephemeralContainers", List(&Object(&CONTAINER)), &[]),
+    yes("volumes", List(&Object(&VOLUME))),
+    yes("restartPolicy", Str),
+    yes("terminationGracePeriodSeconds", Int),
+    refused("activeDeadlineSeconds", Int, &[]),
+    later("dnsPolicy", Str, &["\"ClusterFirst\"", "\"Default\""]),
+    later("dnsConfig", Object(&DNS_CONFIG), &[]),
+    yes("nodeSelector", Strings),
+    yes("nodeName", Str),
+    later("serviceAccountName", Str, &["\"default\"", "\"\""]),
+    later("serviceAccount", Str, &["\"default\"", "\"\""]),
+    // There is no token to mount, so only a wish for one goes unheard.
+    later("automountServiceAccountToken", Bool, &[]),
+    refused("hostNetwork", Bool, &[]),
+    refused("hostPID", Bool, &[]),
+    refused("hostIPC", Bool, &[]),
+    // Without it the pod has a user namespace; with it, or unset, it has the host's, as here.
+    refused("hostUsers", Bool, &["true"]),
+    refused("shareProcessNamespace", Bool, &[]),
+    yes("securityContext", Object(&POD_SECURITY)),
+    later("imagePullSecrets", List(&Object(&LOCAL_REFERENCE)), &[]),
+    yes("hostname", Str),
+    later("subdomain", Str, &["\"\""]),
+    later("setHostnameAsFQDN", Bool, &[]),
+    later("hostAliases", List(&Object(&HOST_ALIAS)), &[]),
+    later("affinity", Any, &[]),
+    later("schedulerName", Str, &["\"default-scheduler\"", "\"\""]),
+    // Nodes carry no taints yet, so every toleration is already satisfied.
+    yes("tolerations", List(&Object(&TOLERATION))),
+    later("priorityClassName", Str, &["\"\""]),
+    later("priority", Int, &["0"]),
+    later("preemptionPolicy", Str, &["\"PreemptLowerPriority\""]),
+    later("readinessGates", List(&Any), &[]),
+    later("runtimeClassName", Str, &[]),
+    // There are no Services yet, so there are no links to leave out.
+    yes("enableServiceLinks", Bool),
+    later("overhead", Quantities, &[]),
+    later("topologySpreadConstraints", List(&Any), &[]),
+    refused("os", Any, &["{\"name\":\"linux\"}"]),
+    refused("schedulingGates", List(&Any), &[]),
+    refused("resourceClaims", List(&Any), &[]),
+    later("resources", Object(&RESOURCES), &[]),
+    later("hostnameOverride", Str, &[]),
+];
+
+static CONTAINER: [Field; 26] = [
+    yes("name", Str),
+    yes("image", Str),
+    yes("imagePullPolicy", Str),
+    yes("command", List(&Str)),
+    yes("args", List(&Str)),
+    yes("workingDir", Str),
+    yes("env", List(&Object(&ENV))),
+    yes("envFrom", List(&Object(&ENV_FROM))),
+    yes("ports", List(&Object(&PORT))),
+    yes("resources", Object(&RESOURCES)),
+    later("resizePolicy", List(&Any), &[]),
+    refused("restartPolicy", Str, &[]),
+    refused("restartPolicyRules", List(&Any), &[]),
+    yes("volumeMounts", List(&Object(&VOLUME_MOUNT))),
+    refused("volumeDevices", List(&Any), &[]),
+    yes("securityContext", Object(&SECURITY)),
+    later("livenessProbe", Object(&PROBE), &[]),
+    later("readinessProbe", Object(&PROBE), &[]),
+    later("startupProbe", Object(&PROBE), &[]),
+    later("lifecycle", Any, &[]),
+    later("terminationMessagePath", Str, &["\"/dev/termination-log\""]),
+    later("terminationMessagePolicy", Str, &["\"File\""]),
+    later("stdin", Bool, &[]),
+    later("stdinOnce", Bool, &[]),
+    later("tty", Bool, &[]),
+    refused("targetContainerName", Str, &[]),
+];
+
+static ENV: [Field; 3] = [
+    yes("name", Str),
+    yes("value", Str),
+    yes("valueFrom", Object(&ENV_SOURCE)),
+];
+
+static ENV_SOURCE: [Field; 5] = [
+    yes("fieldRef", Object(&FIELD_REF)),
+    refused("resourceFieldRef", Any, &[]),
+    yes("configMapKeyRef", Object(&KEY_REF)),
+    yes("secretKeyRef", Object(&KEY_REF)),
+    refused("fileKeyRef", Any, &[]),
+];
+
+static FIELD_REF: [Field; 2] = [yes("apiVersion", Str), yes("fieldPath", Str)];
+
+static KEY_REF: [Field; 3] = [yes("name", Str), yes("key", Str), yes("optional", Bool)];
+
+static ENV_FROM: [Field; 3] = [
+    yes("prefix", Str),
+    yes("configMapRef", Object(&REF)),
+    yes("secretRef", Object(&REF)),
+];
+
+static REF: [Field; 2] = [yes("name", Str), yes("optional", Bool)];
+
+static LOCAL_REFERENCE: [Field; 1] = [yes("name", Str)];
+
+static PORT: [Field; 5] = [
+    yes("name", Str),
+    yes("containerPort", Int),
+    later("hostPort", Int, &["0"]),
+    later("hostIP", Str, &["\"\""]),
+    yes("protocol", Str),
+];
+
+static RESOURCES: [Field; 3] = [
+    yes("limits", Quantities),
+    yes("requests", Quantities),
+    refused("claims", List(&Any), &[]),
+];
+
+static VOLUME_MOUNT: [Field; 7] = [
+    yes("name", Str),
+    yes("mountPath", Str),
+    yes("readOnly", Bool),
+    refused("subPath", Str, &["\"\""]),
+    refused("subPathExpr", Str, &["\"\""]),
+    refused("mountPropagation", Str, &["\"None\""]),
+    later("recursiveReadOnly", Str, &["\"Disabled\""]),
+];
+
+static SECURITY: [Field; 12] = [
+    yes("runAsUser", Int),
+    yes("runAsGroup", Int),
+    yes("runAsNonRoot", Bool),
+    yes("readOnlyRootFilesystem", Bool),
+    yes("allowPrivilegeEscalation", Bool),
+    yes("capabilities", Object(&CAPABILITIES)),
+    refused("privileged", Bool, &[]),
+    yes("seccompProfile", Object(&SECCOMP)),
+    refused("procMount", Str, &["\"Default\""]),
+    later("seLinuxOptions", Any, &[]),
+    later("appArmorProfile", Any, &[]),
+    refused("windowsOptions", Any, &[]),
+];
+
+static CAPABILITIES: [Field; 2] = [yes("add", List(&Str)), yes("drop", List(&Str))];
+
+static SECCOMP: [Field; 2] = [yes("type", Str), refused("localhostProfile", Str, &[])];
+
+static POD_SECURITY: [Field; 13] = [
+    yes("runAsUser", Int),
+    yes("runAsGroup", Int),
+    yes("runAsNonRoot", Bool),
+    yes("supplementalGroups", List(&Int)),
+    later("supplementalGroupsPolicy", Str, &["\"Merge\""]),
+    later("fsGroup", Int, &[]),
+    later("fsGroupChangePolicy", Str, &["\"Always\""]),
+    yes("seccompProfile", Object(&SECCOMP)),
+    refused("sysctls", List(&Any), &[]),
+    later("seLinuxOptions", Any, &[]),
+    later("seLinuxChangePolicy", Str, &[]),
+    later("appArmorProfile", Any, &[]),
+    refused("windowsOptions", Any, &[]),
+];
+
+static PROBE: [Field; 10] = [
+    yes("exec", Any),
+    yes("httpGet", Object(&HTTP_GET)),
+    yes("tcpSocket", Any),
+    yes("grpc", Any),
+    yes("initialDelaySeconds", Int),
+    yes("timeoutSeconds", Int),
+    yes("periodSeconds", Int),
+    yes("successThreshold", Int),
+    yes("failureThreshold", Int),
+    yes("terminationGracePeriodSeconds", Int),
+];
+
+static HTTP_GET: [Field; 5] = [
+    yes("path", Str),
+    yes("port", IntOrString),
+    yes("host", Str),
+    yes("scheme", Str),
+    yes("httpHeaders", List(&Any)),
+];
+
+static DNS_CONFIG: [Field; 3] = [
+    yes("nameservers", List(&Str)),
+    yes("searches", List(&Str)),
+    yes("options", List(&Any)),
+];
+
+static HOST_ALIAS: [Field; 2] = [yes("ip", Str), yes("hostnames", List(&Str))];
+
+static TOLERATION: [Field; 5] = [
+    yes("key", Str),
+    yes("operator", Str),
+    yes("value", Str),
+    yes("effect", Str),
+    yes("tolerationSeconds", Int),
+];
+
+static VOLUME: [Field; 31] = [
+    yes("name", Str),
+    yes("emptyDir", Object(&EMPTY_DIR)),
+    yes("configMap", Object(&CONFIG_MAP_VOLUME)),
+    yes("secret", Object(&SECRET_VOLUME)),
+    refused("hostPath", Any, &[]),
+    refused("projected", Any, &[]),
+    refused("downwardAPI", Any, &[]),
+    refused("image", Any, &[]),
+    refused("persistentVolumeClaim", Any, &[]),
+    refused("ephemeral", Any, &[]),
+    refused("csi", Any, &[]),
+    refused("nfs", Any, &[]),
+    refused("iscsi", Any, &[]),
+    refused("fc", Any, &[]),
+    refused("awsElasticBlockStore", Any, &[]),
+    refused("azureDisk", Any, &[]),
+    refused("azureFile", Any, &[]),
+    refused("cephfs", Any, &[]),
+    refused("cinder", Any, &[]),
+    refused("flexVolume", Any, &[]),
+    refused("flocker", Any, &[]),
+    refused("gcePersistentDisk", Any, &[]),
+    refused("gitRepo", Any, &[]),
+    refused("glusterfs", Any, &[]),
+    refused("photonPersistentDisk", Any, &[]),
+    refused("portworxVolume", Any, &[]),
+    refused("quobyte", Any, &[]),
+    refused("rbd", Any, &[]),
+    refused("scaleIO", Any, &[]),
+    refused("storageos", Any, &[]),
+    refused("vsphereVolume", Any, &[]),
+];
+
+static EMPTY_DIR: [Field; 2] = [yes("medium", Str), yes("sizeLimit", Quantity)];
+
+static CONFIG_MAP_VOLUME: [Field; 4] = [
+    yes("name", Str),
+    yes("items", List(&Object(&KEY_TO_PATH))),
+    yes("defaultMode", Int),
+    yes("optional", Bool),
+];
+
+static SECRET_VOLUME: [Field; 4] = [
+    yes("secretName", Str),
+    yes("items", List(&Object(&KEY_TO_PATH))),
+    yes("defaultMode", Int),
+    yes("optional", Bool),
+];
+
+static KEY_TO_PATH: [Field; 3] = [yes("key", Str), yes("path", Str), yes("mode", Int)];

@@ -1,0 +1,424 @@
+//! What must hold of every Pod, wherever it came from. The wording is that of Kubernetes' own validation.
+//!
+//! Always holds: reads only; each cause names the field as the manifest nests it.
+
+use alloc::collections::{BTreeMap, BTreeSet};
+use alloc::format;
+use alloc::string::String;
+use alloc::vec::Vec;
+
+use crate::limits;
+use crate::manifest::Cause;
+use crate::wire::spec::{Container, EnvValue, PodSpec, Port, Security, Volume, VolumeSource};
+
+/// Linux's capabilities (capabilities(7)), without `CAP_`.
+pub(crate) const CAPABILITIES: [&str; 41] = [
+    "AUDIT_CONTROL",
+    "AUDIT_READ",
+    "AUDIT_WRITE",
+    "BLOCK_SUSPEND",
+    "BPF",
+    "CHECKPOINT_RESTORE",
+    "CHOWN",
+    "DAC_OVERRIDE",
+    "DAC_READ_SEARCH",
+    "FOWNER",
+    "FSETID",
+    "IPC_LOCK",
+    "IPC_OWNER",
+    "KILL",
+    "LEASE",
+    "LINUX_IMMUTABLE",
+    "MAC_ADMIN",
+    "MAC_OVERRIDE",
+    "MKNOD",
+    "NET_ADMIN",
+    "NET_BIND_SERVICE",
+    "NET_BROADCAST",
+    "NET_RAW",
+    "PERFMON",
+    "SETFCAP",
+    "SETGID",
+    "SETPCAP",
+    "SETUID",
+    "SYSLOG",
+    "SYS_ADMIN",
+    "SYS_BOOT",
+    "SYS_CHROOT",
+    "SYS_MODULE",
+    "SYS_NICE",
+    "SYS_PACCT",
+    "SYS_PTRACE",
+    "SYS_RAWIO",
+    "SYS_RESOURCE",
+    "SYS_TIME",
+    "SYS_TTY_CONFIG",
+    "WAKE_ALARM",
+];
+
+const SUBDOMAIN: &str = "a lowercase RFC 1123 subdomain must consist of lower case alphanumeric characters, '-' or '.', \
+     and must start and end with an alphanumeric character";
+const LABEL: &str = "a lowercase RFC 1123 label must consist of lower case alphanumeric characters or '-', and must \
+     start and end with an alphanumeric character";
+
+/// Every cause against `pod`; an empty list means that it is valid.
+pub(super) fn check(pod: &PodSpec) -> Vec<Cause> {
+    let mut out = Vec::new();
+    metadata(pod, &mut out);
+    if !is_label(&pod.hostname) {
+        out.push(Cause::invalid("spec.hostname", &pod.hostname, LABEL));
+    }
+    let volumes = volumes(&pod.volumes, &mut out);
+    if pod.containers.is_empty() {
+        out.push(Cause::required(
+            "spec.containers",
+            "a Pod runs at least one container",
+        ));
+    }
+    if pod.containers.len() > limits::CONTAINERS {
+        out.push(Cause::too_long(
+            "spec.containers",
+            limits::CONTAINERS,
+            "containers",
+        ));
+    }
+    let mut names = BTreeSet::new();
+    let mut host_ports = BTreeSet::new();
+    for (at, one) in pod.containers.iter().enumerate() {
+        let path = format!("spec.containers[{at}]");
+        name(&format!("{path}.name"), &one.name, &mut names, &mut out);
+        container(&path, one, &volumes, &mut out);
+        ports(&path, &one.ports, &mut host_ports, &mut out);
+    }
+    out
+}
+
+fn metadata(pod: &PodSpec, out: &mut Vec<Cause>) {
+    if pod.name.is_empty() {
+        out.push(Cause::required(
+            "metadata.name",
+            "name or generateName is required",
+        ));
+    } else if !is_subdomain(&pod.name) {
+        out.push(Cause::invalid("metadata.name", &pod.name, SUBDOMAIN));
+    }
+    if !is_label(&pod.namespace) {
+        out.push(Cause::invalid("metadata.namespace", &pod.namespace, LABEL));
+    }
+    for (key, value) in &pod.labels {
+        if !is_qualified(key) {
+            out.push(Cause::invalid("metadata.labels", key, "a label's key is [prefix/]name, a name at most 63 letters, digits, '-', '_' or '.', with a letter or digit at both ends"));
+        }
+        if !value.is_empty() && !is_name_part(value) {
+            out.push(Cause::invalid("metadata.labels", value, "a valid label must be an empty string or consist of alphanumeric characters, '-', '_' or '.', and must start and end with an alphanumeric character, at most 63"));
+        }
+    }
+    for key in pod.annotations.keys() {
+        if !is_qualified(&key.to_ascii_lowercase()) {
+            out.push(Cause::invalid(
+                "metadata.annotations",
+                key,
+                "an annotation's key is [prefix/]name",
+            ));
+        }
+    }
+    let bytes: usize = pod
+        .annotations
+        .iter()
+        .map(|(key, value)| key.len() + value.len())
+        .sum();
+    if bytes > limits::ANNOTATION_BYTES {
+        out.push(Cause::too_long(
+            "metadata.annotations",
+            limits::ANNOTATION_BYTES,
+            "bytes",
+        ));
+    }
+}
+
+fn volumes<'a>(volumes: &'a [Volume], out: &mut Vec<Cause>) -> BTreeSet<&'a str> {
+    if volumes.len() > limits::VOLUMES {
+        out.push(Cause::too_long("spec.volumes", limits::VOLUMES, "volumes"));
+    }
+    let mut names = BTreeSet::new();
+    for (at, volume) in volumes.iter().enumerate() {
+        let path = format!("spec.volumes[{at}]");
+        name(&format!("{path}.name"), &volume.name, &mut names, out);
+        let VolumeSource::Config {
+            secret, name, items, ..
+        } = &volume.source
+        else {
+            continue;
+        };
+        let (path, field) = if *secret {
+            (format!("{path}.secret"), "secretName")
+        } else {
+            (format!("{path}.configMap"), "name")
+        };
+        if name.is_empty() {
+            out.push(Cause::required(format!("{path}.{field}"), ""));
+        }
+        for (at, item) in items.iter().enumerate() {
+            if item.key.is_empty() {
+                out.push(Cause::required(format!("{path}.items[{at}].key"), ""));
+            }
+            relative(&format!("{path}.items[{at}].path"), &item.path, out);
+        }
+    }
+    names
+}
+
+fn relative(field: &str, path: &str, out: &mut Vec<Cause>) {
+    if path.is_empty() {
+        out.push(Cause::required(field, ""));
+    } else if path.starts_with('/') {
+        out.push(Cause::invalid(field, path, "must be a relative path"));
+    } else if path.split('/').any(|part| part == "..") {
+        out.push(Cause::invalid(field, path, "must not contain '..'"));
+    } else if path.starts_with("..") {
+        out.push(Cause::invalid(field, path, "must not start with '..'"));
+    }
+}
+
+fn name<'a>(field: &str, value: &'a str, seen: &mut BTreeSet<&'a str>, out: &mut Vec<Cause>) {
+    if value.is_empty() {
+        out.push(Cause::required(field, ""));
+    } else if !is_label(value) {
+        out.push(Cause::invalid(field, value, LABEL));
+    }
+    if !seen.insert(value) && !value.is_empty() {
+        out.push(Cause::duplicate(field, value));
+    }
+}
+
+fn container(path: &str, one: &Container, volumes: &BTreeSet<&str>, out: &mut Vec<Cause>) {
+    if one.image.is_empty() {
+        out.push(Cause::required(format!("{path}.image"), ""));
+    } else if one.image.trim() != one.image {
+        out.push(Cause::invalid(
+            format!("{path}.image"),
+            &one.image,
+            "must not have leading or trailing whitespace",
+        ));
+    }
+    env(path, one, out);
+    if one.mounts.len() > limits::MOUNTS {
+        out.push(Cause::too_long(
+            format!("{path}.volumeMounts"),
+            limits::MOUNTS,
+            "mounts",
+        ));
+    }
+    let mut paths = BTreeSet::new();
+    for (at, mount) in one.mounts.iter().enumerate() {
+        let path = format!("{path}.volumeMounts[{at}]");
+        if mount.volume.is_empty() {
+            out.push(Cause::required(format!("{path}.name"), ""));
+        } else if !volumes.contains(mount.volume.as_str()) {
+            let cause = Cause::new(
+                format!("{path}.name"),
+                crate::manifest::Reason::Invalid,
+                format!(
+                    "Not found: {:?}: no volume of this name stands under spec.volumes",
+                    mount.volume
+                ),
+            );
+            out.push(cause);
+        }
+        if mount.path.is_empty() {
+            out.push(Cause::required(format!("{path}.mountPath"), ""));
+        } else if mount.path.contains(':') {
+            out.push(Cause::invalid(
+                format!("{path}.mountPath"),
+                &mount.path,
+                "must not contain ':'",
+            ));
+        } else if mount.path.split('/').any(|part| part == "..") {
+            out.push(Cause::invalid(
+                format!("{path}.mountPath"),
+                &mount.path,
+                "must not contain '..'",
+            ));
+        }
+        if !paths.insert(mount.path.trim_end_matches('/')) {
+            out.push(Cause::invalid(
+                format!("{path}.mountPath"),
+                &mount.path,
+                "must be unique",
+            ));
+        }
+    }
+    if one.working_dir.contains('\0') || one.command.iter().chain(&one.args).any(|arg| arg.contains('\0')) {
+        out.push(Cause::invalid(
+            format!("{path}.command"),
+            "",
+            "must not contain a NUL byte",
+        ));
+    }
+    capabilities(&format!("{path}.securityContext"), &one.security, out);
+}
+
+fn env(path: &str, one: &Container, out: &mut Vec<Cause>) {
+    if one.env.len() > limits::ENV {
+        out.push(Cause::too_long(format!("{path}.env"), limits::ENV, "variables"));
+    }
+    for (at, var) in one.env.iter().enumerate() {
+        let field = format!("{path}.env[{at}]");
+        if var.name.is_empty() {
+            out.push(Cause::required(format!("{field}.name"), ""));
+        } else if !is_env_name(&var.name) {
+            let why = "a valid environment variable name must consist only of printable ASCII characters other than '='";
+            out.push(Cause::invalid(format!("{field}.name"), &var.name, why));
+        }
+        match &var.value {
+            EnvValue::Key {
+                secret, name, key, ..
+            } => {
+                let source = if *secret {
+                    "secretKeyRef"
+                } else {
+                    "configMapKeyRef"
+                };
+                for (part, value) in [("name", name), ("key", key)] {
+                    if value.is_empty() {
+                        out.push(Cause::required(format!("{field}.valueFrom.{source}.{part}"), ""));
+                    }
+                }
+            }
+            EnvValue::Literal(text) if text.contains('\0') => {
+                out.push(Cause::invalid(
+                    format!("{field}.value"),
+                    text,
+                    "must not contain a NUL byte",
+                ));
+            }
+            EnvValue::Literal(_) | EnvValue::Field(_) => {}
+        }
+    }
+    for (at, from) in one.env_from.iter().enumerate() {
+        let source = if from.secret { "secretRef" } else { "configMapRef" };
+        if from.name.is_empty() {
+            out.push(Cause::required(format!("{path}.envFrom[{at}].{source}.name"), ""));
+        }
+    }
+    let text: usize = one.command.iter().chain(&one.args).map(String::len).sum();
+    let values: usize = one
+        .env
+        .iter()
+        .map(|var| var.name.len() + literal(&var.value))
+        .sum();
+    if text + values > limits::ARGS_BYTES {
+        out.push(Cause::too_long(
+            path,
+            limits::ARGS_BYTES,
+            "bytes of command, args and env",
+        ));
+    }
+}
+
+fn literal(value: &EnvValue) -> usize {
+    if let EnvValue::Literal(text) = value {
+        text.len()
+    } else {
+        0
+    }
+}
+
+type HostPorts = BTreeSet<(u8, String, u16)>;
+
+fn ports(path: &str, ports: &[Port], host_ports: &mut HostPorts, out: &mut Vec<Cause>) {
+    if ports.len() > limits::PORTS {
+        out.push(Cause::too_long(format!("{path}.ports"), limits::PORTS, "ports"));
+    }
+    let mut names = BTreeMap::new();
+    for (at, port) in ports.iter().enumerate() {
+        let path = format!("{path}.ports[{at}]");
+        if !port.name.is_empty() {
+            if !is_port_name(&port.name) {
+                let why = "must be at most 15 lower case letters, digits or '-', at least one of them a letter, with no '-' at either end";
+                out.push(Cause::invalid(format!("{path}.name"), &port.name, why));
+            }
+            if names.insert(port.name.as_str(), at).is_some() {
+                out.push(Cause::duplicate(format!("{path}.name"), &port.name));
+            }
+        }
+        if port.container_port == 0 {
+            let range = "must be between 1 and 65535, inclusive";
+            out.push(Cause::invalid(
+                format!("{path}.containerPort"),
+                port.container_port,
+                range,
+            ));
+        }
+        if port.host_port != 0
+            && !host_ports.insert((port.protocol as u8, port.host_ip.clone(), port.host_port))
+        {
+            let value = format!("{:?}/{}/{}", port.protocol, port.host_ip, port.host_port).to_uppercase();
+            let mut cause = Cause::duplicate(format!("{path}.hostPort"), value);
+            cause.message += ": another container of this Pod already has this port of the node";
+            out.push(cause);
+        }
+    }
+}
+
+fn capabilities(path: &str, security: &Security, out: &mut Vec<Cause>) {
+    for (list, names) in [
+        ("add", &security.add_capabilities),
+        ("drop", &security.drop_capabilities),
+    ] {
+        for (at, name) in names.iter().enumerate() {
+            if name != "ALL" && !CAPABILITIES.contains(&name.as_str()) {
+                let mut cause = Cause::invalid(
+                    format!("{path}.capabilities.{list}[{at}]"),
+                    name,
+                    "not a Linux capability",
+                );
+                if let Some(near) = crate::manifest::nearest(name, CAPABILITIES.iter().copied()) {
+                    cause.message += &format!(" (did you mean {near:?}?)");
+                }
+                out.push(cause);
+            }
+        }
+    }
+}
+
+fn is_label(text: &str) -> bool {
+    let legal = |c: u8| c.is_ascii_lowercase() || c.is_ascii_digit() || c == b'-';
+    !text.is_empty()
+        && text.len() <= limits::LABEL
+        && text.bytes().all(legal)
+        && !text.starts_with('-')
+        && !text.ends_with('-')
+}
+
+fn is_subdomain(text: &str) -> bool {
+    let part = |part: &str| {
+        let legal = |c: u8| c.is_ascii_lowercase() || c.is_ascii_digit() || c == b'-';
+        !part.is_empty() && part.bytes().all(legal) && !part.starts_with('-') && !part.ends_with('-')
+    };
+    text.len() <= limits::OBJECT_NAME && text.split('.').all(part)
+}
+
+fn is_name_part(text: &str) -> bool {
+    let edge = |c: Option<u8>| c.is_some_and(|c| c.is_ascii_alphanumeric());
+    let legal = |c: u8| c.is_ascii_alphanumeric() || matches!(c, b'-' | b'_' | b'.');
+    text.len() <= limits::LABEL
+        && text.bytes().all(legal)
+        && edge(text.bytes().next())
+        && edge(text.bytes().last())
+}
+
+fn is_qualified(key: &str) -> bool {
+    match key.split_once('/') {
+        Some((prefix, name)) => is_subdomain(prefix) && is_name_part(name),
+        None => is_name_part(key),
+    }
+}
+
+fn is_env_name(name: &str) -> bool {
+    name.bytes().all(|c| (b' '..=b'~').contains(&c) && c != b'=')
+}
+
+fn is_port_name(name: &str) -> bool {
+    name.len() <= 15 && is_label(name) && name.bytes().any(|c| c.is_ascii_lowercase()) && !name.contains("--")
+}

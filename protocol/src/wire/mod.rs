@@ -1,0 +1,16 @@
+//! The messages between server and node, and how they lie in MQTT payloads. `SPEC.md` says it in prose.
+//!
+//! Always holds: the first byte of every payload is the version; what does not decode whole, with nothing left
+//! over, is an [`Unreadable`] and nothing else.
+
+pub mod desired;
+mod frame;
+mod message;
+pub mod spec;
+pub mod status;
+
+pub use frame::{Assembler, Frame, Unreadable, VERSION, frames};
+pub use message::{
+    Down, Event, Hello, LogRequest, NodeCondition, NodeInfo, StreamEnd, StreamOpen, Up, decode_down,
+    decode_up, encode_down, encode_up,
+};
