@@ -1,0 +1,601 @@
+//! The MQTT client: one connection at a time, for ever.
+//!
+//! ```text
+//!              ┌────────── jittered wait ◀──────────┐
+//!              ▼                                    │
+//!  new ──▶ connecting ── CONNACK ──▶ subscribing ──▶ up
+//!              │                         │           │      each arrow back to the wait is Event::Disconnected
+//!              └─────────────────────────┴───────────┘
+//!                             disconnect() ──▶ closed
+//! ```
+//!
+//! Always holds: all state lives in [`Client`], none in the future that `next` returns, so dropping that future at any
+//! await loses nothing: this is what makes `next` safe as one arm of a `select!`. The connection makes progress only
+//! while `next` is polled; call it in a loop.
+//!
+//! A publish is "un-acked" from `try_publish` until [`Event::Acked`] or [`Event::Refused`]. After
+//! [`Event::Disconnected`] all of them are forgotten here, and are the outbox's to repeat.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::error::Error as StdError;
+use std::io;
+use std::pin::Pin;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use tokio::sync::mpsc;
+use tokio::time::{Instant, Sleep, sleep, timeout};
+
+use crate::backoff::Backoff;
+use crate::driver::{self, Granted, Packet, Submit, Timing};
+use crate::options::{Options, OptionsError, Protocol, ProtocolChoice, Qos};
+use crate::{v4, v5};
+
+/// Packets between the driver and `next`. Both run in the same task, so this only has to hold one burst.
+const PACKETS: usize = 16;
+/// Requests queued in the library: publishes are bounded by the window, so this bounds acks. A broker of MQTT 3.1.1
+/// chooses how many messages it has un-acked; Mosquitto's default is 20.
+const REQUESTS: usize = 1024;
+/// QoS 0 publishes handed to the library and not yet written.
+const UNWRITTEN: usize = 32;
+/// How long a polite DISCONNECT may take.
+const FAREWELL: Duration = Duration::from_secs(2);
+
+/// Why a connection ended or never came to be.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Why {
+    /// The host cannot be resolved or reached.
+    #[error("cannot connect: {0}")]
+    Unreachable(String),
+    /// The TLS handshake failed; says what was wrong with which certificate.
+    #[error("TLS: {0}")]
+    Tls(String),
+    /// No CONNACK in time.
+    #[error("no answer to CONNECT in time")]
+    NoAnswer,
+    /// The broker does not speak this version of MQTT.
+    #[error("the broker does not speak this version of MQTT")]
+    ProtocolVersion,
+    /// CONNECT was refused, by its reason: user name, password, client id, ban, quota.
+    #[error("the broker refused the connection: {0}")]
+    Refused(String),
+    /// A subscription was refused: without it the client is deaf.
+    #[error("the broker refused the subscription to {0}")]
+    SubscriptionRefused(String),
+    /// The broker has no QoS 1.
+    #[error("the broker offers only QoS 0")]
+    NoQos1,
+    /// The broker hung up, or the network broke.
+    #[error("the connection was lost: {0}")]
+    Lost(String),
+    /// The broker hung up on CONNECT without a CONNACK.
+    #[error("the broker hung up on CONNECT: {0}")]
+    HungUp(String),
+    /// The broker closed the connection with a reason.
+    #[error("the broker closed the connection: {0}")]
+    Kicked(String),
+    /// Another client came with the same client id.
+    #[error("another client connected with the same client id")]
+    TakenOver,
+    /// A ping went unanswered for half the keepalive.
+    #[error("the broker did not answer a ping")]
+    Silent,
+    /// A write was stuck for one and a half times the keepalive.
+    #[error("the connection stalled")]
+    Stalled,
+    /// A packet above the limit came in. The next session starts clean, or the broker would send it again.
+    #[error("the broker sent a packet above the limit")]
+    Oversize,
+    /// The broker broke the protocol.
+    #[error("MQTT protocol error: {0}")]
+    Protocol(String),
+    /// This side asked for it.
+    #[error("disconnected on request")]
+    Requested,
+}
+
+impl Why {
+    pub(crate) fn tls(error: &rumqttc::TlsError) -> Self {
+        if let rumqttc::TlsError::Io(e) = error {
+            Self::broken(e, false)
+        } else {
+            Self::Tls(error.to_string())
+        }
+    }
+
+    pub(crate) fn hung_up(connected: bool) -> Self {
+        let text = "closed by the broker".to_owned();
+        if connected {
+            Self::Lost(text)
+        } else {
+            Self::HungUp(text)
+        }
+    }
+
+    pub(crate) fn broken(error: &io::Error, connected: bool) -> Self {
+        let mut cause: Option<&(dyn StdError + 'static)> = error.get_ref().map(|e| e as _);
+        while let Some(inner) = cause {
+            if let Some(tls) = inner.downcast_ref::<rustls::Error>() {
+                return Self::Tls(tls.to_string());
+            }
+            cause = inner.source();
+        }
+        if connected {
+            Self::Lost(error.to_string())
+        } else {
+            Self::HungUp(error.to_string())
+        }
+    }
+}
+
+/// Which message an ack is for. It is worthless after its connection ended: the broker then sends the message again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct AckToken {
+    connection: u64,
+    pkid: u16,
+}
+
+/// What a transport has to tell.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Event {
+    /// Connected, and subscribed to everything.
+    Connected {
+        /// Whether the broker kept the session. If not, messages may have been lost: say hello.
+        session_present: bool,
+        /// What is spoken.
+        protocol: Protocol,
+        /// The largest payload that `try_publish` takes on this connection, for a topic of at most 256 bytes.
+        max_payload: usize,
+    },
+    /// A message came. Nothing is acked to the broker until [`Transport::ack`].
+    Message {
+        /// Its topic.
+        topic: String,
+        /// Its payload.
+        payload: Bytes,
+        /// To ack it with.
+        ack: AckToken,
+    },
+    /// The publish with this id is the broker's now (QoS 1), or was written (QoS 0).
+    Acked {
+        /// As given to `try_publish`.
+        id: u64,
+    },
+    /// The broker refused the publish with this id; to repeat it would be refused again.
+    Refused {
+        /// As given to `try_publish`.
+        id: u64,
+        /// The broker's reason.
+        reason: String,
+    },
+    /// The connection ended, or an attempt failed. All un-acked publishes are forgotten here.
+    Disconnected {
+        /// Why.
+        why: Why,
+        /// When the next attempt starts; `None` after `disconnect`.
+        retry_in: Option<Duration>,
+    },
+}
+
+/// A publish that was not taken. The payload comes back.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum PublishError {
+    /// Not connected.
+    #[error("not connected")]
+    Offline(Bytes),
+    /// The window of un-acked publishes is full; try again after the next event.
+    #[error("the window of un-acked publishes is full")]
+    Full(Bytes),
+    /// Larger than this side or the broker takes. To try again is useless.
+    #[error("{} bytes of payload on {topic}, at most {limit}", payload.len())]
+    TooLarge {
+        /// Given back.
+        payload: Bytes,
+        /// Its topic.
+        topic: String,
+        /// The largest payload for this topic.
+        limit: usize,
+    },
+    /// Not a topic that can be published to.
+    #[error("cannot publish to topic {topic:?}")]
+    Topic {
+        /// Given back.
+        payload: Bytes,
+        /// As given.
+        topic: String,
+    },
+}
+
+/// An MQTT connection that mends itself.
+#[async_trait]
+pub trait Transport: Send {
+    /// What happens next. Cancel-safe. Never ends; pending for ever after [`Transport::disconnect`].
+    async fn next(&mut self) -> Event;
+
+    /// Queues one message. Returns at once; `id` comes back in [`Event::Acked`] or [`Event::Refused`].
+    ///
+    /// # Errors
+    /// Gives the payload back.
+    fn try_publish(&mut self, id: u64, topic: &str, payload: Bytes, qos: Qos) -> Result<(), PublishError>;
+
+    /// Acks a message to the broker. `false` when its connection is gone, so the broker will send the message again.
+    fn ack(&mut self, token: AckToken) -> bool;
+
+    /// Cuts the wait before the next attempt, as when the network came back.
+    fn wake(&mut self);
+
+    /// Says goodbye so that the last will is not published, and stays disconnected.
+    async fn disconnect(&mut self);
+}
+
+enum Phase {
+    Waiting(Pin<Box<Sleep>>),
+    Open(Connection),
+    Closed,
+}
+
+struct Connection {
+    number: u64,
+    protocol: Protocol,
+    sender: Box<dyn Submit>,
+    driver: Pin<Box<dyn Future<Output = Why> + Send>>,
+    packets: mpsc::Receiver<Packet>,
+    ended: Option<Why>,
+    granted: Option<Granted>,
+    /// Set once `Event::Connected` was given out.
+    up: Option<Instant>,
+    window: u16,
+    library_window: u16,
+    last_pkid: u16,
+    /// Handed to the library, in order, and not yet written.
+    submitted: VecDeque<u64>,
+    /// Written at QoS 1 and not acked, or promised a packet id: `None` until written.
+    inflight: BTreeMap<u16, u64>,
+}
+
+/// The client.
+pub struct Client {
+    options: Options,
+    backoff: Backoff,
+    phase: Phase,
+    ready: VecDeque<Event>,
+    connections: u64,
+    protocol: Protocol,
+    /// MQTT 5 worked once, so a hang-up is no reason to try 3.1.1.
+    proven: bool,
+    /// Subscriptions are surely known to the broker's session.
+    subscribed: bool,
+    clean_next: bool,
+}
+
+impl Client {
+    /// A client that connects on the first call of `next`.
+    ///
+    /// # Errors
+    /// When an option is out of bounds.
+    pub fn new(mut options: Options) -> Result<Self, OptionsError> {
+        options.check()?;
+        let random = std::mem::replace(&mut options.jitter, Box::new(|| 0));
+        let backoff = Backoff::new(options.backoff_base, options.backoff_cap, random);
+        let protocol = match options.protocol {
+            ProtocolChoice::V311 => Protocol::V311,
+            ProtocolChoice::V5 | ProtocolChoice::Auto => Protocol::V5,
+        };
+        Ok(Self {
+            options,
+            backoff,
+            phase: Phase::Waiting(Box::pin(sleep(Duration::ZERO))),
+            ready: VecDeque::with_capacity(2),
+            connections: 0,
+            protocol,
+            proven: false,
+            subscribed: false,
+            clean_next: false,
+        })
+    }
+
+    /// Changes the keepalive from the next connection on.
+    ///
+    /// # Errors
+    /// When it is not 5 s to 1100 s; the old one then stays.
+    pub fn set_keepalive(&mut self, keepalive: Duration) -> Result<(), OptionsError> {
+        let before = std::mem::replace(&mut self.options.keepalive, keepalive);
+        self.options
+            .check()
+            .inspect_err(|_| self.options.keepalive = before)
+    }
+
+    fn open(&mut self) {
+        self.connections += 1;
+        let clean = std::mem::take(&mut self.clean_next);
+        let (out, packets) = mpsc::channel(PACKETS);
+        let timing = Timing {
+            keepalive: self.options.keepalive,
+            connect_timeout: self.options.connect_timeout,
+        };
+        let (sender, driver): (Box<dyn Submit>, Pin<Box<dyn Future<Output = Why> + Send>>) =
+            match self.protocol {
+                Protocol::V5 => {
+                    let (sender, wire) = v5::open(&self.options, clean, REQUESTS);
+                    (Box::new(sender), Box::pin(driver::drive(wire, timing, out)))
+                }
+                Protocol::V311 => {
+                    let (sender, wire) = v4::open(&self.options, clean, REQUESTS);
+                    (Box::new(sender), Box::pin(driver::drive(wire, timing, out)))
+                }
+            };
+        self.phase = Phase::Open(Connection {
+            number: self.connections,
+            protocol: self.protocol,
+            sender,
+            driver,
+            packets,
+            ended: None,
+            granted: None,
+            up: None,
+            window: self.options.inflight,
+            library_window: self.options.inflight + 1,
+            last_pkid: 0,
+            submitted: VecDeque::new(),
+            inflight: BTreeMap::new(),
+        });
+    }
+
+    /// Ends the connection and plans the next.
+    fn close(&mut self, why: Why) -> Event {
+        let Phase::Open(connection) = std::mem::replace(&mut self.phase, Phase::Closed) else {
+            return Event::Disconnected { why, retry_in: None };
+        };
+        let lived = connection.up.map_or(Duration::ZERO, |since| since.elapsed());
+        let mut wait = self.backoff.next(lived);
+        if self.options.protocol == ProtocolChoice::Auto {
+            let other = match connection.protocol {
+                Protocol::V5 => Protocol::V311,
+                Protocol::V311 => Protocol::V5,
+            };
+            match &why {
+                Why::ProtocolVersion => {
+                    self.protocol = other;
+                    if connection.protocol == Protocol::V5 {
+                        wait = Duration::ZERO;
+                    }
+                }
+                // Some brokers hang up on a version they do not know, others answer in the other version's format.
+                Why::HungUp(_) | Why::Protocol(_) if !self.proven => self.protocol = other,
+                _ => {}
+            }
+        }
+        if why == Why::Oversize {
+            self.clean_next = true;
+        }
+        if matches!(why, Why::SubscriptionRefused(_)) {
+            self.subscribed = false;
+        }
+        self.phase = Phase::Waiting(Box::pin(sleep(wait)));
+        Event::Disconnected {
+            why,
+            retry_in: Some(wait),
+        }
+    }
+
+    /// Takes one packet of the open connection; what the caller should know goes to `ready`.
+    fn take(&mut self, packet: Packet) -> Result<(), Why> {
+        let Phase::Open(connection) = &mut self.phase else {
+            return Ok(());
+        };
+        match packet {
+            Packet::Connected(granted) => {
+                connection.granted = Some(granted);
+                if granted.at_most_qos0 {
+                    return Err(Why::NoQos1);
+                }
+                if let Some(receive_maximum) = granted.receive_maximum {
+                    connection.library_window = receive_maximum.clamp(1, connection.library_window);
+                    connection.window = connection.window.min(connection.library_window - 1).max(1);
+                }
+                let known = granted.session_present && self.subscribed;
+                if known || self.options.subscriptions.is_empty() {
+                    self.up();
+                } else if connection.sender.subscribe(&self.options.subscriptions) {
+                    connection.next_pkid();
+                } else {
+                    return Err(Why::Protocol(
+                        "the client library took no subscription".to_owned(),
+                    ));
+                }
+            }
+            Packet::Subscribed { refused: Some(index) } => {
+                let filter = self.options.subscriptions.get(index).cloned().unwrap_or_default();
+                return Err(Why::SubscriptionRefused(filter));
+            }
+            Packet::Subscribed { refused: None } => {
+                self.subscribed = true;
+                self.up();
+            }
+            Packet::Message { topic, payload, pkid } => {
+                let ack = AckToken {
+                    connection: connection.number,
+                    pkid,
+                };
+                // A message can overtake SUBACK; to the caller a connection begins with Connected.
+                self.up();
+                self.ready.push_back(Event::Message { topic, payload, ack });
+            }
+            Packet::Sent { pkid } => {
+                if let Some(id) = connection.submitted.pop_front() {
+                    if pkid == 0 {
+                        self.ready.push_back(Event::Acked { id });
+                    } else if connection.inflight.get(&pkid) != Some(&id) {
+                        return Err(Why::Protocol(format!("packet id {pkid} was not the next one")));
+                    }
+                }
+            }
+            Packet::Acked { pkid, refused } => {
+                if let Some(id) = connection.inflight.remove(&pkid) {
+                    self.ready.push_back(match refused {
+                        None => Event::Acked { id },
+                        Some(reason) => Event::Refused { id, reason },
+                    });
+                }
+            }
+            Packet::Pinged | Packet::Disconnecting | Packet::Heard | Packet::Wrote => {}
+        }
+        Ok(())
+    }
+
+    fn up(&mut self) {
+        let Phase::Open(connection) = &mut self.phase else {
+            return;
+        };
+        if connection.up.is_some() {
+            return;
+        }
+        connection.up = Some(Instant::now());
+        self.proven = true;
+        let granted = connection.granted.unwrap_or_default();
+        self.ready.push_back(Event::Connected {
+            session_present: granted.session_present,
+            protocol: connection.protocol,
+            max_payload: connection.payload_limit(&self.options, 256),
+        });
+    }
+}
+
+impl Connection {
+    /// The next packet or the reason of the end. Cancel-safe: `recv` is, and the driver stays in `self`.
+    async fn step(&mut self) -> Result<Packet, Why> {
+        loop {
+            if let Some(why) = &self.ended {
+                // What the driver left behind comes before the end.
+                return self.packets.try_recv().map_err(|_| why.clone());
+            }
+            tokio::select! {
+                biased;
+                Some(packet) = self.packets.recv() => return Ok(packet),
+                why = &mut self.driver => self.ended = Some(why),
+            }
+        }
+    }
+
+    /// The packet id that the library will give next: it counts to its window and starts over.
+    fn next_pkid(&mut self) -> u16 {
+        self.last_pkid = self.last_pkid % self.library_window + 1;
+        self.last_pkid
+    }
+
+    fn payload_limit(&self, options: &Options, topic: usize) -> usize {
+        let theirs = self
+            .granted
+            .and_then(|granted| granted.max_packet)
+            .unwrap_or(usize::MAX);
+        // Fixed header 5, topic length 2, packet id 2, property length 1.
+        options.max_payload.min(theirs.saturating_sub(10 + topic))
+    }
+}
+
+#[async_trait]
+impl Transport for Client {
+    async fn next(&mut self) -> Event {
+        loop {
+            if let Some(event) = self.ready.pop_front() {
+                return event;
+            }
+            match &mut self.phase {
+                Phase::Closed => std::future::pending().await,
+                Phase::Waiting(wait) => {
+                    wait.as_mut().await;
+                    self.open();
+                }
+                Phase::Open(connection) => {
+                    // After this await there is no other until the result is in `self`.
+                    let step = connection.step().await;
+                    if let Err(why) = step.and_then(|packet| self.take(packet)) {
+                        let event = self.close(why);
+                        self.ready.push_back(event);
+                    }
+                }
+            }
+        }
+    }
+
+    fn try_publish(&mut self, id: u64, topic: &str, payload: Bytes, qos: Qos) -> Result<(), PublishError> {
+        let Phase::Open(connection) = &mut self.phase else {
+            return Err(PublishError::Offline(payload));
+        };
+        if connection.up.is_none() || connection.ended.is_some() {
+            return Err(PublishError::Offline(payload));
+        }
+        if topic.is_empty() || topic.len() > 256 || topic.contains('\0') || !rumqttc::valid_topic(topic) {
+            return Err(PublishError::Topic {
+                payload,
+                topic: topic.to_owned(),
+            });
+        }
+        let limit = connection.payload_limit(&self.options, topic.len());
+        if payload.len() > limit {
+            return Err(PublishError::TooLarge {
+                payload,
+                topic: topic.to_owned(),
+                limit,
+            });
+        }
+        let next = connection.last_pkid % connection.library_window + 1;
+        let full = match qos {
+            Qos::AtMostOnce => connection.submitted.len() >= UNWRITTEN,
+            Qos::AtLeastOnce => {
+                connection.inflight.len() >= usize::from(connection.window)
+                    || connection.inflight.contains_key(&next)
+            }
+        };
+        if full || !connection.sender.publish(topic, payload.clone(), qos) {
+            return Err(PublishError::Full(payload));
+        }
+        connection.submitted.push_back(id);
+        if qos == Qos::AtLeastOnce {
+            let pkid = connection.next_pkid();
+            connection.inflight.insert(pkid, id);
+        }
+        Ok(())
+    }
+
+    fn ack(&mut self, token: AckToken) -> bool {
+        match &self.phase {
+            Phase::Open(connection)
+                if connection.number == token.connection && connection.ended.is_none() =>
+            {
+                token.pkid == 0 || connection.sender.ack(token.pkid)
+            }
+            _ => false,
+        }
+    }
+
+    fn wake(&mut self) {
+        if let Phase::Waiting(wait) = &mut self.phase {
+            wait.as_mut().reset(Instant::now());
+        }
+    }
+
+    async fn disconnect(&mut self) {
+        if let Phase::Open(connection) = &mut self.phase
+            && connection.up.is_some()
+            && connection.sender.disconnect()
+        {
+            let farewell = async {
+                while let Ok(packet) = connection.step().await {
+                    if matches!(packet, Packet::Disconnecting) {
+                        break;
+                    }
+                }
+            };
+            // Past the bound the broker will publish the last will: late is better than never.
+            let _late = timeout(FAREWELL, farewell).await;
+        }
+        self.phase = Phase::Closed;
+        self.ready.clear();
+        self.ready.push_back(Event::Disconnected {
+            why: Why::Requested,
+            retry_in: None,
+        });
+    }
+}

@@ -1,0 +1,326 @@
+//! What goes next: bounded queues by class, strictly in the order control, status, events, streams, logs.
+//!
+//! ```text
+//! push ──▶ queued ── next, sent ──▶ in flight ── acked / refused ──▶ gone
+//!             ▲                        │
+//!             └──── disconnected ──────┘   (unless a newer one with its key is queued)
+//! ```
+//!
+//! Always holds: pure, no I/O. A class never holds more than its [`Bound`], in flight included. A message leaves only
+//! by `acked`, `refused`, by a newer one with its key, or (logs) by being the oldest when the class is full; every
+//! loss is counted.
+
+use std::collections::VecDeque;
+
+use bytes::Bytes;
+
+use crate::options::Qos;
+
+/// What a message is about, in the order of sending.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Class {
+    /// Hello, sync, and answers: without these nothing else is of use.
+    Control,
+    /// What is true now; a newer one replaces an older one with the same key.
+    Status,
+    /// What happened.
+    Event,
+    /// Streams that a person waits for.
+    Stream,
+    /// Logs; the oldest give way.
+    Log,
+}
+
+/// All classes, in the order of sending.
+pub const CLASSES: [Class; 5] = [
+    Class::Control,
+    Class::Status,
+    Class::Event,
+    Class::Stream,
+    Class::Log,
+];
+
+/// What one class may hold.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Bound {
+    /// Messages.
+    pub messages: usize,
+    /// Bytes of topics and payloads.
+    pub bytes: usize,
+}
+
+/// The bounds of all classes, in the order of [`CLASSES`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Bounds(pub [Bound; 5]);
+
+impl Default for Bounds {
+    /// 768 KiB in all: control and streams must hold a few frames of 64 KiB, a status is about 250 bytes.
+    fn default() -> Self {
+        let kib = |messages, kib: usize| Bound {
+            messages,
+            bytes: kib * 1024,
+        };
+        Self([
+            kib(32, 192),
+            kib(256, 128),
+            kib(256, 128),
+            kib(16, 192),
+            kib(64, 128),
+        ])
+    }
+}
+
+/// One message.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Message {
+    /// Its topic.
+    pub topic: String,
+    /// Its payload.
+    pub payload: Bytes,
+    /// How it is sent.
+    pub qos: Qos,
+}
+
+impl Message {
+    fn bytes(&self) -> usize {
+        self.topic.len() + self.payload.len()
+    }
+}
+
+/// A message that its class has no room for. It comes back.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("the outbox has no room for a {class:?} message of {} bytes on {}", message.payload.len(), message.topic)]
+pub struct Full {
+    /// The class.
+    pub class: Class,
+    /// Given back.
+    pub message: Message,
+}
+
+/// What happened in one class since the start.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Counters {
+    /// Messages taken.
+    pub pushed: u64,
+    /// Messages acked.
+    pub acked: u64,
+    /// Messages that the broker refused: lost.
+    pub refused: u64,
+    /// Messages that a newer one with the same key made worthless.
+    pub replaced: u64,
+    /// Oldest messages that gave way: lost.
+    pub dropped: u64,
+    /// Their bytes.
+    pub dropped_bytes: u64,
+    /// Messages given back for want of room.
+    pub rejected: u64,
+    /// Messages put back after a lost connection.
+    pub repeated: u64,
+}
+
+#[derive(Debug)]
+struct Entry {
+    id: u64,
+    key: Option<u64>,
+    in_flight: bool,
+    message: Message,
+}
+
+#[derive(Debug, Default)]
+struct Queue {
+    entries: VecDeque<Entry>,
+    bytes: usize,
+    counters: Counters,
+}
+
+impl Queue {
+    fn remove(&mut self, index: usize) -> Option<Entry> {
+        let entry = self.entries.remove(index)?;
+        self.bytes -= entry.message.bytes();
+        Some(entry)
+    }
+
+    fn fits(&self, bound: Bound, bytes: usize) -> bool {
+        self.entries.len() < bound.messages && self.bytes + bytes <= bound.bytes
+    }
+}
+
+/// The outbox.
+#[derive(Debug)]
+pub struct Outbox {
+    bounds: Bounds,
+    queues: [Queue; 5],
+    last_id: u64,
+}
+
+impl Outbox {
+    /// An empty outbox.
+    #[must_use]
+    pub fn new(bounds: Bounds) -> Self {
+        Self {
+            bounds,
+            queues: Default::default(),
+            last_id: 0,
+        }
+    }
+
+    /// Takes a message and returns its id. With a `key`, a queued message of the same class and key is replaced and
+    /// its place in the queue kept; one in flight stays until acked, and is not repeated.
+    ///
+    /// # Errors
+    /// Gives the message back when its class is full. Logs drop their oldest instead, unless it could never fit.
+    pub fn push(&mut self, class: Class, key: Option<u64>, message: Message) -> Result<u64, Full> {
+        let bound = self.bounds.0[class as usize];
+        let queue = &mut self.queues[class as usize];
+        let id = self.last_id + 1;
+        let bytes = message.bytes();
+        let old = key.and_then(|_| queue.entries.iter().position(|e| e.key == key && !e.in_flight));
+        if let Some(index) = old {
+            let before = queue.entries[index].message.bytes();
+            if queue.bytes - before + bytes > bound.bytes {
+                queue.counters.rejected += 1;
+                return Err(Full { class, message });
+            }
+            queue.bytes = queue.bytes - before + bytes;
+            queue.counters.replaced += 1;
+            queue.entries[index] = Entry {
+                id,
+                key,
+                in_flight: false,
+                message,
+            };
+        } else {
+            if class == Class::Log && bytes <= bound.bytes {
+                Self::make_room(queue, bound, bytes);
+            }
+            if !queue.fits(bound, bytes) {
+                queue.counters.rejected += 1;
+                return Err(Full { class, message });
+            }
+            queue.bytes += bytes;
+            queue.entries.push_back(Entry {
+                id,
+                key,
+                in_flight: false,
+                message,
+            });
+        }
+        queue.counters.pushed += 1;
+        self.last_id = id;
+        Ok(id)
+    }
+
+    /// Drops the oldest that are not in flight until `bytes` more fit, or none is left.
+    fn make_room(queue: &mut Queue, bound: Bound, bytes: usize) {
+        while !queue.fits(bound, bytes) {
+            let Some(index) = queue.entries.iter().position(|e| !e.in_flight) else {
+                return;
+            };
+            if let Some(entry) = queue.remove(index) {
+                queue.counters.dropped += 1;
+                queue.counters.dropped_bytes += entry.message.bytes() as u64;
+            }
+        }
+    }
+
+    /// The message to send next, with its id. It stays queued until [`Outbox::sent`].
+    #[must_use]
+    pub fn next(&self) -> Option<(u64, &Message)> {
+        let queued = |queue: &'_ Queue| queue.entries.iter().position(|e| !e.in_flight);
+        let queue = self.queues.iter().find(|queue| queued(queue).is_some())?;
+        let entry = queue.entries.iter().find(|e| !e.in_flight)?;
+        Some((entry.id, &entry.message))
+    }
+
+    /// The transport took the message.
+    pub fn sent(&mut self, id: u64) {
+        if let Some((class, index)) = self.find(id) {
+            self.queues[class].entries[index].in_flight = true;
+        }
+    }
+
+    /// The broker has the message. Returns its class, or `None` for an id that is not here.
+    pub fn acked(&mut self, id: u64) -> Option<Class> {
+        let (class, index) = self.find(id)?;
+        self.queues[class].remove(index)?;
+        self.queues[class].counters.acked += 1;
+        Some(CLASSES[class])
+    }
+
+    /// The broker, or the transport's size limit, refused the message for good. Gives it back.
+    pub fn refused(&mut self, id: u64) -> Option<(Class, Message)> {
+        let (class, index) = self.find(id)?;
+        let entry = self.queues[class].remove(index)?;
+        self.queues[class].counters.refused += 1;
+        Some((CLASSES[class], entry.message))
+    }
+
+    /// The connection ended: what was in flight is queued again in its old order, except where a newer one with its
+    /// key waits.
+    pub fn disconnected(&mut self) {
+        for queue in &mut self.queues {
+            let mut index = 0;
+            while index < queue.entries.len() {
+                let entry = &queue.entries[index];
+                if !entry.in_flight {
+                    index += 1;
+                    continue;
+                }
+                let (id, key) = (entry.id, entry.key);
+                let newer = key.is_some() && queue.entries.iter().any(|e| e.key == key && e.id > id);
+                if newer {
+                    queue.remove(index);
+                    queue.counters.replaced += 1;
+                } else {
+                    queue.entries[index].in_flight = false;
+                    queue.counters.repeated += 1;
+                    index += 1;
+                }
+            }
+        }
+    }
+
+    /// Drops what is queued or in flight in a class, as when all of it was said anew. Returns how many.
+    pub fn clear(&mut self, class: Class) -> usize {
+        let queue = &mut self.queues[class as usize];
+        let count = queue.entries.len();
+        queue.entries.clear();
+        queue.bytes = 0;
+        queue.counters.replaced += count as u64;
+        count
+    }
+
+    /// Messages held in a class, in flight included.
+    #[must_use]
+    pub fn len(&self, class: Class) -> usize {
+        self.queues[class as usize].entries.len()
+    }
+
+    /// Whether nothing is held in any class.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.queues.iter().all(|queue| queue.entries.is_empty())
+    }
+
+    /// Whether a message of this class and size would be taken now.
+    #[must_use]
+    pub fn has_room(&self, class: Class, bytes: usize) -> bool {
+        self.queues[class as usize].fits(self.bounds.0[class as usize], bytes)
+    }
+
+    /// What happened in a class.
+    #[must_use]
+    pub fn counters(&self, class: Class) -> Counters {
+        self.queues[class as usize].counters
+    }
+
+    fn find(&self, id: u64) -> Option<(usize, usize)> {
+        self.queues.iter().enumerate().find_map(|(class, queue)| {
+            queue
+                .entries
+                .iter()
+                .position(|entry| entry.id == id)
+                .map(|index| (class, index))
+        })
+    }
+}
