@@ -4,7 +4,16 @@
 //! decides policy. Whatever may leave descriptors, zombies or changed process state behind (all of libcontainer) runs in
 //! a forked child of a single-threaded process: see [`process::fork_child`].
 
+pub mod cgroup;
 pub mod config;
+mod error;
+pub mod fs;
+pub mod mount;
+pub mod netlink;
+pub mod process;
+pub mod sandbox;
+
+pub use error::{KernelError, Result};
 
 pub use config::{
     ContainerConfig, IpNet, Limits, Mount, MountKind, Namespaces, NetworkConfig, Overlay, PodCgroup, Rlimit,

@@ -1,0 +1,429 @@
+//! Processes: forking from a single-threaded caller, reports over a pipe, pidfds, identity by start time, reaping.
+//!
+//! Always holds: [`fork_child`] refuses in a process with more than one thread, because the child allocates; the child never
+//! returns into its caller's stack, it `_exit`s; descriptors made here are close-on-exec.
+
+use std::fs;
+use std::io::{self, Write};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::panic::AssertUnwindSafe;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use nix::fcntl::OFlag;
+use nix::poll::{PollFd, PollFlags, PollTimeout};
+use nix::sys::signal::{SigSet, SigmaskHow, sigprocmask};
+use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
+use nix::unistd::{ForkResult, Pid};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+
+use crate::error::{Doing, KernelError, Result, check};
+use crate::mount;
+
+/// Longest report that a child may send, bytes.
+pub const MAX_REPORT: usize = 64 * 1024;
+
+/// A forked child that owes a report. Dropping it does not kill the child.
+#[derive(Debug)]
+pub struct Child {
+    /// Its process id; the caller reaps it.
+    pub pid: i32,
+    report: OwnedFd,
+    received: Vec<u8>,
+}
+
+/// What is known of a child's report.
+#[derive(Debug)]
+pub enum Report<T> {
+    /// It has not come yet.
+    Pending,
+    /// It came.
+    Done(T),
+    /// The child ended without one, or sent something else.
+    Lost,
+}
+
+impl Child {
+    /// Becomes readable when there is something for [`Child::poll`].
+    #[must_use]
+    pub fn report_fd(&self) -> BorrowedFd<'_> {
+        self.report.as_fd()
+    }
+
+    /// Reads what has come, without waiting. The report is framed by its length, not by end of file, because
+    /// descendants may hold the pipe open.
+    pub fn poll<T: DeserializeOwned>(&mut self) -> Report<T> {
+        let mut chunk = [0; 1024];
+        loop {
+            match nix::unistd::read(self.report.as_raw_fd(), &mut chunk) {
+                Ok(0) => return Report::Lost,
+                Ok(n) => {
+                    self.received.extend_from_slice(&chunk[..n]);
+                    if let Some(report) = self.parse() {
+                        return report;
+                    }
+                }
+                Err(nix::Error::EINTR) => {}
+                Err(nix::Error::EAGAIN) => return Report::Pending,
+                Err(_) => return Report::Lost,
+            }
+        }
+    }
+
+    fn parse<T: DeserializeOwned>(&self) -> Option<Report<T>> {
+        let (length, body) = self.received.split_first_chunk::<4>()?;
+        let length = u32::from_ne_bytes(*length) as usize;
+        if length > MAX_REPORT {
+            return Some(Report::Lost);
+        }
+        let body = body.get(..length)?;
+        Some(postcard::from_bytes(body).map_or(Report::Lost, Report::Done))
+    }
+
+    /// Waits for the report; `Pending` when `timeout` passes first.
+    pub fn wait<T: DeserializeOwned>(&mut self, timeout: Duration) -> Report<T> {
+        let deadline = Instant::now() + timeout;
+        loop {
+            match self.poll() {
+                Report::Pending => {}
+                report => return report,
+            }
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Report::Pending;
+            }
+            let millis = u16::try_from(left.as_millis() + 1).unwrap_or(u16::MAX);
+            let mut fds = [PollFd::new(self.report.as_fd(), PollFlags::POLLIN)];
+            let _ = nix::poll::poll(&mut fds, PollTimeout::from(millis));
+        }
+    }
+}
+
+/// Runs `work` in a forked child and has it report what `work` returns.
+///
+/// The child unblocks all signals, so that a signal mask of the caller does not end in a container. The caller reaps it.
+///
+/// # Errors
+/// When this process has more than one thread, or the kernel has no room for a child.
+pub fn fork_child<T: Serialize>(work: impl FnOnce() -> T) -> Result<Child> {
+    let threads = fs::read_dir("/proc/self/task").doing("list", "/proc/self/task")?.count();
+    if threads != 1 {
+        let cause = io::Error::other(format!("{threads} threads are running"));
+        return Err(cause).doing("fork", "a process that is not single-threaded");
+    }
+    let (report, sender) = nix::unistd::pipe2(OFlag::O_CLOEXEC).doing("make", "a pipe")?;
+    // SAFETY: the process has one thread (checked above), so no lock, the allocator's included, is held by a thread
+    // that will not exist in the child; the child leaves by `_exit` and never returns from this function.
+    match unsafe { nix::unistd::fork() }.doing("fork", "a child")? {
+        ForkResult::Child => {
+            drop(report);
+            // A panic must not unwind into the caller's frames, which belong to the parent.
+            let code = std::panic::catch_unwind(AssertUnwindSafe(|| run_child(work, sender))).unwrap_or(1);
+            // SAFETY: `_exit` ends the process without running the parent's atexit handlers.
+            unsafe { libc::_exit(code) }
+        }
+        ForkResult::Parent { child } => {
+            drop(sender);
+            set_nonblocking(&report)?;
+            Ok(Child { pid: child.as_raw(), report, received: Vec::new() })
+        }
+    }
+}
+
+fn run_child<T: Serialize>(work: impl FnOnce() -> T, sender: OwnedFd) -> i32 {
+    let _ = sigprocmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::empty()), None);
+    let Ok(report) = postcard::to_extend(&work(), Vec::new()) else { return 1 };
+    if report.len() > MAX_REPORT {
+        return 1;
+    }
+    let mut frame = (report.len() as u32).to_ne_bytes().to_vec();
+    frame.extend_from_slice(&report);
+    match fs::File::from(sender).write_all(&frame) {
+        Ok(()) => 0,
+        Err(_) => 1,
+    }
+}
+
+/// Makes reads and writes return instead of waiting.
+///
+/// # Errors
+/// When the descriptor takes no flags.
+pub fn set_nonblocking(fd: &impl AsFd) -> Result<()> {
+    use nix::fcntl::{FcntlArg, fcntl};
+    let raw = fd.as_fd().as_raw_fd();
+    let flags = fcntl(raw, FcntlArg::F_GETFL).doing("read the flags of descriptor", raw)?;
+    let flags = OFlag::from_bits_retain(flags) | OFlag::O_NONBLOCK;
+    fcntl(raw, FcntlArg::F_SETFL(flags)).doing("set the flags of descriptor", raw)?;
+    Ok(())
+}
+
+/// A pair of pipes' ends, close-on-exec: `(read, write)`.
+///
+/// # Errors
+/// When descriptors run out.
+pub fn pipe() -> Result<(OwnedFd, OwnedFd)> {
+    nix::unistd::pipe2(OFlag::O_CLOEXEC).doing("make", "a pipe")
+}
+
+/// A process that cannot be mistaken for another one, whatever its number is reused for.
+#[derive(Debug)]
+pub struct PidFd(OwnedFd);
+
+impl PidFd {
+    /// Opens the process `pid`; with `start_time`, only if it is still the one that started then.
+    ///
+    /// # Errors
+    /// `ESRCH` when there is no such process.
+    pub fn open(pid: i32, start_time: Option<u64>) -> Result<Self> {
+        // SAFETY: pidfd_open takes two integers and returns a new descriptor, or -1.
+        let fd = check(unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) }).doing("open process", pid)?;
+        // SAFETY: the kernel has just returned this descriptor, and nothing else owns it.
+        let fd = unsafe { OwnedFd::from_raw_fd(fd as i32) };
+        if let Some(expected) = start_time
+            && self::start_time(pid)? != expected
+        {
+            return Err(io::Error::from_raw_os_error(libc::ESRCH)).doing("open process", pid);
+        }
+        Ok(Self(fd))
+    }
+
+    /// Sends a signal.
+    ///
+    /// # Errors
+    /// `ESRCH` when the process has ended.
+    pub fn signal(&self, signal: i32) -> Result<()> {
+        let null = std::ptr::null::<libc::siginfo_t>();
+        // SAFETY: the descriptor is open for as long as `self` lives; a null siginfo is allowed.
+        let sent = unsafe { libc::syscall(libc::SYS_pidfd_send_signal, self.0.as_raw_fd(), signal, null, 0) };
+        check(sent).doing("send signal", signal).map(drop)
+    }
+
+    /// Whether the process has ended, waiting up to `timeout`.
+    #[must_use]
+    pub fn ended(&self, timeout: Duration) -> bool {
+        let millis = u16::try_from(timeout.as_millis()).unwrap_or(u16::MAX);
+        let mut fds = [PollFd::new(self.0.as_fd(), PollFlags::POLLIN)];
+        matches!(nix::poll::poll(&mut fds, PollTimeout::from(millis)), Ok(1..))
+    }
+}
+
+impl AsFd for PidFd {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
+/// When a process started, in clock ticks since boot: field 22 of `/proc/<pid>/stat`.
+///
+/// # Errors
+/// `ENOENT` or `ESRCH` when there is no such process.
+pub fn start_time(pid: i32) -> Result<u64> {
+    let path = format!("/proc/{pid}/stat");
+    let stat = fs::read_to_string(&path).doing("read", &path)?;
+    // The command's name may hold spaces and brackets, so the fields are counted after the last bracket.
+    let field = stat.rsplit_once(')').and_then(|(_, rest)| rest.split_ascii_whitespace().nth(19));
+    field
+        .and_then(|value| value.parse().ok())
+        .ok_or_else(|| io::Error::from(io::ErrorKind::InvalidData))
+        .doing("parse", &path)
+}
+
+/// Whether the process `pid` that started at `start_time` is there and is not a zombie.
+#[must_use]
+pub fn is_alive(pid: i32, start_time: u64) -> bool {
+    self::start_time(pid).is_ok_and(|now| now == start_time) && !is_zombie(pid)
+}
+
+fn is_zombie(pid: i32) -> bool {
+    fs::read_to_string(format!("/proc/{pid}/stat"))
+        .is_ok_and(|stat| stat.rsplit_once(')').is_some_and(|(_, rest)| rest.trim_start().starts_with('Z')))
+}
+
+/// How a process ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Ended {
+    /// By itself.
+    Exited(i32),
+    /// By a signal.
+    Signaled(i32),
+}
+
+impl Ended {
+    /// The exit code as a shell and Kubernetes give it: 128 + signal for a signal.
+    #[must_use]
+    pub fn code(self) -> i32 {
+        match self {
+            Self::Exited(code) => code,
+            Self::Signaled(signal) => 128 + signal,
+        }
+    }
+
+    /// The signal, if one ended it.
+    #[must_use]
+    pub fn signal(self) -> Option<i32> {
+        match self {
+            Self::Exited(_) => None,
+            Self::Signaled(signal) => Some(signal),
+        }
+    }
+}
+
+/// The next child that has ended, if any. Every child of the process is waited for: helpers, containers' first
+/// processes and orphans that a subreaper is given.
+pub fn reap() -> Option<(i32, Ended)> {
+    loop {
+        match waitpid(Pid::from_raw(-1), Some(WaitPidFlag::WNOHANG)) {
+            Ok(WaitStatus::Exited(pid, code)) => return Some((pid.as_raw(), Ended::Exited(code))),
+            Ok(WaitStatus::Signaled(pid, signal, _)) => {
+                return Some((pid.as_raw(), Ended::Signaled(signal as i32)));
+            }
+            Ok(WaitStatus::StillAlive) | Err(nix::Error::ECHILD) => return None,
+            Ok(_) | Err(_) => {}
+        }
+    }
+}
+
+/// Makes this process the parent of its orphaned descendants.
+///
+/// # Errors
+/// Before Linux 3.4.
+pub fn become_subreaper() -> Result<()> {
+    // SAFETY: PR_SET_CHILD_SUBREAPER takes one integer.
+    let done = unsafe { libc::prctl(libc::PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) };
+    check(done.into()).doing("become", "a subreaper").map(drop)
+}
+
+/// Starts a session, so that no signal of the agent's terminal or group reaches us.
+///
+/// # Errors
+/// When this process leads a group.
+pub fn new_session() -> Result<()> {
+    nix::unistd::setsid().doing("start", "a session").map(drop)
+}
+
+/// Sends a signal to a process that the caller knows not to have been reaped.
+///
+/// # Errors
+/// `ESRCH` when there is none.
+pub fn kill(pid: i32, signal: i32) -> Result<()> {
+    // SAFETY: kill takes two integers.
+    check(unsafe { libc::kill(pid, signal) }.into()).doing("signal process", pid).map(drop)
+}
+
+/// Sets this process's `oom_score_adj`. Lowering it needs CAP_SYS_RESOURCE.
+///
+/// # Errors
+/// `EACCES` when it may not be lowered.
+pub fn set_oom_score_adj(value: i32) -> Result<()> {
+    fs::write("/proc/self/oom_score_adj", value.to_string()).doing("set", "/proc/self/oom_score_adj")
+}
+
+/// Nanoseconds since 1970 by the system clock.
+#[must_use]
+pub fn unix_ns() -> i64 {
+    clock(nix::time::ClockId::CLOCK_REALTIME)
+}
+
+/// Nanoseconds since boot, suspension included.
+#[must_use]
+pub fn boot_ns() -> u64 {
+    clock(nix::time::ClockId::CLOCK_BOOTTIME).unsigned_abs()
+}
+
+fn clock(id: nix::time::ClockId) -> i64 {
+    // Both clocks exist on every kernel we run on; 0 is what an unset clock shows as well.
+    id.now().map_or(0, |time| time.tv_sec() as i64 * 1_000_000_000 + time.tv_nsec() as i64)
+}
+
+/// User id of the process at the other end of a unix socket, as it was when it connected.
+///
+/// # Errors
+/// When the descriptor is no unix socket.
+pub fn peer_uid(socket: &impl AsFd) -> Result<u32> {
+    use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
+    let fd = socket.as_fd();
+    Ok(getsockopt(&fd, PeerCredentials).doing("read the peer of descriptor", fd.as_raw_fd())?.uid())
+}
+
+/// The executable from which shims are to be run: this process's own, on a read-only bind mount.
+///
+/// A process in a container can open `/proc/<pid>/exe` of a helper that enters the container, and with it overwrite
+/// the node's binary (CVE-2019-5736). A sealed memfd per helper would stop it too, but each costs the binary's size in
+/// memory; one read-only mount is shared by all shims through the page cache, costs nothing, and keeps the old file for
+/// the old shims when an upgrade replaces it by rename. It is executable even where `bin_dir` is mounted `noexec`.
+///
+/// # Errors
+/// When `bin_dir` cannot be written or bind-mounted.
+pub fn seal_self(bin_dir: &Path) -> Result<PathBuf> {
+    use std::os::unix::fs::MetadataExt;
+    let own = Path::new("/proc/self/exe");
+    let target = bin_dir.join("skiff-agent");
+    fs::create_dir_all(bin_dir).doing_path("make", bin_dir)?;
+    if mount::is_mount_point(&target)? {
+        let (ours, theirs) = (fs::metadata(own).doing_path("read", own)?, fs::metadata(&target));
+        let same = |theirs: &fs::Metadata| (ours.dev(), ours.ino()) == (theirs.dev(), theirs.ino());
+        if theirs.as_ref().is_ok_and(same) {
+            return Ok(target);
+        }
+        mount::detach(&target)?;
+    }
+    fs::OpenOptions::new().append(true).create(true).open(&target).doing_path("make", &target)?;
+    mount::bind(own, &target, true)?;
+    Ok(target)
+}
+
+/// Replaces the error of a process that is gone by `Ok`.
+pub(crate) fn ignore_gone(result: Result<()>) -> Result<()> {
+    match result {
+        Err(KernelError { cause, .. }) if cause.raw_os_error() == Some(libc::ESRCH) => Ok(()),
+        other => other,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_process_is_named_by_pid_and_start_time() {
+        let mut sleeper = std::process::Command::new("sleep").arg("60").spawn().unwrap();
+        let pid = sleeper.id() as i32;
+        let started = start_time(pid).unwrap();
+        assert!(is_alive(pid, started));
+        assert!(!is_alive(pid, started + 1));
+        assert!(PidFd::open(pid, Some(started + 1)).unwrap_err().is(libc::ESRCH));
+        let handle = PidFd::open(pid, Some(started)).unwrap();
+        assert!(!handle.ended(Duration::ZERO));
+        handle.signal(libc::SIGKILL).unwrap();
+        assert!(handle.ended(Duration::from_secs(5)));
+        assert!(!is_alive(pid, started), "a zombie is not alive");
+        sleeper.wait().unwrap();
+        assert!(handle.signal(libc::SIGKILL).unwrap_err().is(libc::ESRCH));
+    }
+
+    #[test]
+    fn forking_is_refused_while_there_are_threads() {
+        // The test harness itself runs tests on a second thread.
+        let error = fork_child(|| 0).unwrap_err();
+        assert!(error.to_string().contains("threads are running"), "{error}");
+    }
+
+    #[test]
+    fn the_sealed_copy_runs_and_cannot_be_written() {
+        let dir = tempfile::tempdir().unwrap();
+        let sealed = seal_self(dir.path()).unwrap();
+        assert_eq!(seal_self(dir.path()).unwrap(), sealed, "the second call finds the first one's mount");
+        assert_eq!(mount::mounts_under(dir.path()).unwrap().len(), 1);
+        assert!(std::process::Command::new(&sealed).arg("--list").output().unwrap().status.success());
+        let refused = fs::OpenOptions::new().write(true).open(&sealed).unwrap_err();
+        assert!(matches!(refused.raw_os_error(), Some(libc::EROFS | libc::ETXTBSY)), "{refused}");
+        mount::unmount_all_under(dir.path()).unwrap();
+    }
+
+    #[test]
+    fn exit_codes_are_those_of_a_shell() {
+        assert_eq!(Ended::Exited(3).code(), 3);
+        assert_eq!(Ended::Signaled(9).code(), 137);
+        assert_eq!(Ended::Signaled(9).signal(), Some(9));
+    }
+}
