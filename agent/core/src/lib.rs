@@ -1,1 +1,28 @@
-//! Placeholder.
+//! The node's state machine: what shall run, what does run, and what to do next.
+//!
+//! `handle(now, event)` is the only way in, its effects the only way out. Restart, reboot and reconnect have no path
+//! of their own: the caller recovers the journal, observes what runs, and the same reconciliation follows.
+//!
+//! Always holds:
+//! - Pure: no clock, no randomness, no files, no threads. The same events give the same effects.
+//! - Durable before acted upon: no effect follows from a desired state whose records are not durable.
+//! - A container that runs as desired is never signalled.
+//! - Every collection is bounded by [`skiff_protocol::limits`]; what is dropped is counted in [`Counters`].
+
+mod admission;
+mod backoff;
+mod containers;
+mod desired;
+mod effect;
+mod event;
+mod ipam;
+mod machine;
+mod pods;
+mod record;
+mod state;
+mod status;
+
+pub use effect::{ContainerRef, Effect, Refusal, Urgency};
+pub use event::{Event, Exit, ImageError, ObservedContainer, ObservedPhase, ObservedPod, StartError};
+pub use machine::{Config, Core, Counters, Now};
+pub use record::{ContainerRecord, Record, Recovered};

@@ -1,0 +1,153 @@
+//! What the core is told.
+
+use std::net::Ipv4Addr;
+
+use skiff_protocol::uid::Uid;
+use skiff_protocol::wire::{Down, NodeInfo};
+
+use crate::effect::ContainerRef;
+
+/// Something that happened outside.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Event {
+    /// The shims that were found at the start, once, before anything else.
+    Observed(Vec<ObservedPod>),
+    /// The link stands; hello is due.
+    LinkUp(NodeInfo),
+    /// The link broke.
+    LinkDown,
+    /// The node's own state changed.
+    NodeChanged(NodeInfo),
+    /// A message of the server.
+    Down(Down),
+    /// The records of this [`crate::Effect::Append`] are durable.
+    Durable(u64),
+    /// They are not and will not be: the journal refused them.
+    NotDurable(u64),
+    /// The image of this container is in the store.
+    ImageReady {
+        /// Which.
+        container: ContainerRef,
+        /// `imageID`.
+        image_id: String,
+    },
+    /// The image of this container could not be had.
+    ImageFailed {
+        /// Which.
+        container: ContainerRef,
+        /// Why.
+        error: ImageError,
+    },
+    /// The Pod's sandbox stands.
+    SandboxReady(Uid),
+    /// The Pod's sandbox could not be made.
+    SandboxFailed(Uid, String),
+    /// The container's process runs.
+    Started {
+        /// Which.
+        container: ContainerRef,
+        /// `containerID`.
+        container_id: String,
+    },
+    /// The container did not start.
+    StartFailed {
+        /// Which.
+        container: ContainerRef,
+        /// Why.
+        error: StartError,
+    },
+    /// The container's process ended.
+    Exited {
+        /// Which.
+        container: ContainerRef,
+        /// How.
+        exit: Exit,
+    },
+    /// Everything that was made for the Pod is gone.
+    Removed(Uid),
+    /// It is not.
+    RemoveFailed(Uid, String),
+    /// The Pod's shim ended without being asked; its containers were killed.
+    ShimLost(Uid),
+    /// The deadline given by [`crate::Core::next_deadline`] has come.
+    Tick,
+}
+
+/// Why an image is not there.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ImageError {
+    /// Kubernetes' reason: `ErrImagePull`, `InvalidImageName`, `ErrImageNeverPull`.
+    pub reason: String,
+    /// The registry's answer among it.
+    pub message: String,
+    /// Trying again can help.
+    pub retry: bool,
+}
+
+/// Why a container did not start.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum StartError {
+    /// Its configuration cannot be met yet; it counts as no start (`CreateContainerConfigError`).
+    Config(String),
+    /// It was tried and failed: counts as an exit with this code.
+    Failed {
+        /// 127 where the command was not found, 126 where it cannot be executed, else 128.
+        exit_code: i32,
+        /// The kernel's word.
+        message: String,
+    },
+}
+
+/// How a process ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Exit {
+    /// 128 + signal where a signal ended it.
+    pub exit_code: i32,
+    /// 0 where none.
+    pub signal: i32,
+    /// The kernel killed it for want of memory.
+    pub oom_killed: bool,
+    /// Seconds since 1970.
+    pub started_at: i64,
+    /// Seconds since 1970.
+    pub finished_at: i64,
+}
+
+/// A Pod whose shim was found running.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ObservedPod {
+    /// Which.
+    pub uid: Uid,
+    /// Its sandbox stands.
+    pub sandbox: bool,
+    /// Its address.
+    pub ip: Option<Ipv4Addr>,
+    /// Its containers.
+    pub containers: Vec<ObservedContainer>,
+}
+
+/// A container of such a Pod.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ObservedContainer {
+    /// Its name.
+    pub name: String,
+    /// How often it had been restarted when it was started.
+    pub attempt: u32,
+    /// `containerID`.
+    pub container_id: String,
+    /// `imageID` of the image it was started from.
+    pub image_id: String,
+    /// The digest of the spec it was started from, by [`crate::Core::spec_digest`].
+    pub spec_digest: u64,
+    /// Where it is.
+    pub phase: ObservedPhase,
+}
+
+/// Where an observed container is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ObservedPhase {
+    /// It runs, since this many seconds after 1970.
+    Running(i64),
+    /// It ended.
+    Exited(Exit),
+}

@@ -1,0 +1,333 @@
+//! The core itself: one function in, effects out.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::net::Ipv4Addr;
+
+use skiff_protocol::limits;
+use skiff_protocol::sha256;
+use skiff_protocol::topic::NodeName;
+use skiff_protocol::uid::Uid;
+use skiff_protocol::wire::desired::Index;
+use skiff_protocol::wire::spec::{Container, Object, ObjectKey, PodSpec};
+use skiff_protocol::wire::{self, Hello, NodeInfo, Up};
+
+use crate::desired::{Gathering, Staged};
+use crate::effect::Effect;
+use crate::event::Event;
+use crate::ipam::Ipam;
+use crate::record::{Record, Recovered};
+use crate::state::PodState;
+use crate::status;
+
+/// The moment of an event.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Now {
+    /// Milliseconds on a clock that never jumps; all timers use it.
+    pub mono: u64,
+    /// Seconds since 1970 by the system clock, which may be wrong; only shown.
+    pub unix: i64,
+}
+
+/// What the node is.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Its name.
+    pub node: NodeName,
+    /// The server's Ed25519 public key, pinned at enrolment.
+    pub server_key: Vec<u8>,
+    /// The Pods' network.
+    pub network: Ipv4Addr,
+    /// Its prefix length, 8 to 30.
+    pub prefix: u8,
+    /// Thousandths of a CPU that Pods may request.
+    pub allocatable_cpu_milli: u64,
+    /// Bytes of memory that Pods may request.
+    pub allocatable_memory: u64,
+    /// Pods at once.
+    pub max_pods: usize,
+}
+
+/// What was dropped or not believed, since the start.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counters {
+    /// Desired states that did not verify.
+    pub desired_refused: u64,
+    /// Objects that no announced index names, or that do not decode.
+    pub objects_refused: u64,
+    /// Events dropped for want of room.
+    pub events_lost: u64,
+    /// Batches that the journal refused.
+    pub journal_refused: u64,
+}
+
+/// The node's state.
+#[derive(Debug)]
+pub struct Core {
+    pub(crate) config: Config,
+    /// What the journal holds, and what a checkpoint writes.
+    pub(crate) durable: Recovered,
+    /// The index of `durable.objects`.
+    pub(crate) index: Index,
+    pub(crate) gathering: Option<Gathering>,
+    pub(crate) staged: VecDeque<Staged>,
+    pub(crate) next_token: u64,
+    pub(crate) pods: BTreeMap<Uid, PodState>,
+    pub(crate) ipam: Ipam,
+    pub(crate) effects: Vec<Effect>,
+    pub(crate) counters: Counters,
+    node: NodeInfo,
+    linked: bool,
+    sequence: u64,
+    dirty: BTreeSet<Uid>,
+    events: VecDeque<wire::Event>,
+    events_lost_unsaid: u64,
+}
+
+impl Core {
+    /// The core of a node whose journal held `recovered`. Tell it [`Event::Observed`] next.
+    #[must_use]
+    pub fn new(config: Config, mut recovered: Recovered) -> Self {
+        recovered.epoch += 1;
+        Self {
+            ipam: Ipam::new(config.network, config.prefix),
+            index: recovered.index(),
+            durable: recovered,
+            config,
+            gathering: None,
+            staged: VecDeque::new(),
+            next_token: 1,
+            pods: BTreeMap::new(),
+            effects: Vec::new(),
+            counters: Counters::default(),
+            node: NodeInfo::default(),
+            linked: false,
+            sequence: 0,
+            dirty: BTreeSet::new(),
+            events: VecDeque::new(),
+            events_lost_unsaid: 0,
+        }
+    }
+
+    /// Takes an event; gives what is to be done, in order.
+    pub fn handle(&mut self, now: Now, event: Event) -> Vec<Effect> {
+        match event {
+            Event::Observed(pods) => self.observed(now, pods),
+            Event::LinkUp(node) => {
+                self.node = node;
+                self.linked = true;
+                self.greet();
+            }
+            Event::LinkDown => self.linked = false,
+            Event::NodeChanged(node) => {
+                self.node = node;
+                if self.linked {
+                    self.effects.push(Effect::Send(Up::Node(self.node.clone())));
+                }
+            }
+            Event::Down(message) => self.down(now, message),
+            Event::Durable(token) => self.durable(now, token),
+            Event::NotDurable(token) => self.not_durable(token),
+            Event::ImageReady { container, image_id } => self.image_ready(now, &container, image_id),
+            Event::ImageFailed { container, error } => self.image_failed(now, &container, error),
+            Event::SandboxReady(uid) => self.sandbox_ready(now, uid),
+            Event::SandboxFailed(uid, message) => self.sandbox_failed(now, uid, &message),
+            Event::Started {
+                container,
+                container_id,
+            } => self.started(now, &container, container_id),
+            Event::StartFailed { container, error } => self.start_failed(now, &container, error),
+            Event::Exited { container, exit } => self.exited(now, &container, &exit),
+            Event::Removed(uid) => self.removed(now, uid),
+            Event::RemoveFailed(uid, message) => self.remove_failed(now, uid, message),
+            Event::ShimLost(uid) => self.shim_lost(now, uid),
+            Event::Tick => self.reconcile_due(now),
+        }
+        std::mem::take(&mut self.effects)
+    }
+
+    /// When [`Event::Tick`] is due, on the monotonic clock.
+    #[must_use]
+    pub fn next_deadline(&self) -> Option<u64> {
+        self.pods.values().filter_map(PodState::deadline).min()
+    }
+
+    /// The next status or event message, once the link has room for one. Latest wins: what changed twice since is
+    /// reported once.
+    pub fn next_report(&mut self) -> Option<Up> {
+        if !self.linked {
+            return None;
+        }
+        let mut statuses = Vec::new();
+        while statuses.len() < limits::STATUSES
+            && let Some(uid) = self.dirty.pop_first()
+        {
+            let Some(pod) = self.pods.get_mut(&uid) else {
+                continue;
+            };
+            let status = status::of(pod);
+            let hash = hash(&status);
+            if hash != pod.reported {
+                pod.reported = hash;
+                statuses.push(status);
+            }
+        }
+        if !statuses.is_empty() {
+            self.sequence += 1;
+            return Some(Up::Status {
+                epoch: self.durable.epoch,
+                sequence: self.sequence,
+                pods: statuses,
+            });
+        }
+        if self.events.is_empty() {
+            return None;
+        }
+        let lost = std::mem::take(&mut self.events_lost_unsaid);
+        Some(Up::Events {
+            lost,
+            events: self.events.drain(..).collect(),
+        })
+    }
+
+    /// The records that a checkpoint of the journal consists of.
+    #[must_use]
+    pub fn checkpoint(&self) -> Vec<Record> {
+        self.durable.records()
+    }
+
+    /// The epoch of this start.
+    #[must_use]
+    pub fn epoch(&self) -> u64 {
+        self.durable.epoch
+    }
+
+    /// The generation held, durably.
+    #[must_use]
+    pub fn generation(&self) -> u64 {
+        self.durable.generation
+    }
+
+    /// What was dropped or not believed.
+    #[must_use]
+    pub fn counters(&self) -> Counters {
+        self.counters
+    }
+
+    /// The Pod and its address, while it is on this node.
+    #[must_use]
+    pub fn pod(&self, uid: Uid) -> Option<(&PodSpec, Option<Ipv4Addr>)> {
+        let state = self.pods.get(&uid)?;
+        Some((&**state.pod.as_ref()?, state.ip))
+    }
+
+    /// A desired object's bytes, as the server sent them.
+    #[must_use]
+    pub fn object(&self, key: &ObjectKey) -> Option<Object> {
+        postcard::from_bytes(self.durable.objects.get(key)?).ok()
+    }
+
+    /// Every Pod with its status, for people.
+    pub fn statuses(&self) -> impl Iterator<Item = (Option<&PodSpec>, wire::status::PodStatus)> {
+        self.pods.values().map(|it| (it.pod.as_deref(), status::of(it)))
+    }
+
+    /// What tells two specs of one container apart.
+    #[must_use]
+    pub fn spec_digest(container: &Container) -> u64 {
+        hash(container)
+    }
+
+    /// Says hello, and has every status sent anew.
+    pub(crate) fn greet(&mut self) {
+        if !self.linked {
+            return;
+        }
+        self.effects.push(Effect::Send(Up::Hello(Hello {
+            epoch: self.durable.epoch,
+            versions: (wire::VERSION, wire::VERSION),
+            max_frame: limits::FRAME as u32,
+            generation: self.durable.generation,
+            desired_digest: self.index.digest(),
+            inventory_digest: [0; 32],
+            node: self.node.clone(),
+        })));
+        for pod in self.pods.values_mut() {
+            pod.reported = 0;
+            self.dirty.insert(pod.uid);
+        }
+    }
+
+    /// Notes that a Pod's status may have changed.
+    pub(crate) fn touch(&mut self, now: Now, uid: Uid) {
+        if let Some(pod) = self.pods.get_mut(&uid) {
+            status::note_ready(pod, now.unix);
+            self.dirty.insert(uid);
+        }
+    }
+
+    /// Appends records that no effect waits for.
+    pub(crate) fn record(&mut self, now: Now, records: Vec<Record>) {
+        for record in &records {
+            self.durable.apply(record.clone());
+        }
+        self.append(now, records);
+    }
+
+    /// Appends records; the token names the answer.
+    pub(crate) fn append(&mut self, now: Now, mut records: Vec<Record>) -> u64 {
+        let token = self.next_token;
+        self.next_token += 1;
+        if now.unix > self.durable.time {
+            self.durable.time = now.unix;
+            records.push(Record::Time(now.unix));
+        }
+        self.effects.push(Effect::Append { token, records });
+        token
+    }
+
+    /// Notes an event for the server; the oldest gives way when there are too many.
+    pub(crate) fn event(
+        &mut self,
+        now: Now,
+        uid: Uid,
+        container: Option<&str>,
+        warning: bool,
+        reason: &str,
+        message: String,
+    ) {
+        if self.events.len() == limits::EVENTS {
+            self.events.pop_front();
+            self.counters.events_lost += 1;
+            self.events_lost_unsaid += 1;
+        }
+        let mut message = message;
+        cut(&mut message);
+        self.events.push_back(wire::Event {
+            uid,
+            container: container.map(str::to_owned),
+            warning,
+            reason: reason.to_owned(),
+            message,
+            at: now.unix,
+        });
+    }
+}
+
+/// Cuts a text to its bound, at a character.
+pub(crate) fn cut(text: &mut String) {
+    if text.len() > limits::TEXT {
+        let end = (0..=limits::TEXT)
+            .rev()
+            .find(|at| text.is_char_boundary(*at))
+            .unwrap_or(0);
+        text.truncate(end);
+    }
+}
+
+fn hash(value: &impl serde::Serialize) -> u64 {
+    let bytes = postcard::to_allocvec(value).expect("postcard encodes into memory without fail");
+    let digest = sha256(&bytes);
+    u64::from_le_bytes([
+        digest[0], digest[1], digest[2], digest[3], digest[4], digest[5], digest[6], digest[7],
+    ])
+}

@@ -1,0 +1,358 @@
+//! Pods come, change, end; their sandboxes are made and removed.
+
+use std::collections::BTreeMap;
+
+use skiff_protocol::pod::Pod;
+use skiff_protocol::uid::Uid;
+
+use crate::admission;
+use crate::effect::Effect;
+use crate::event::{ObservedContainer, ObservedPhase, ObservedPod};
+use crate::machine::{Core, Now};
+use crate::record::Record;
+use crate::state::{ContainerState, Image, Phase, PodState, Step, Stop};
+
+/// Grace of a Pod that is gone from the desired state without a word (a forced deletion), in milliseconds.
+const FORCED_GRACE: u64 = 1_000;
+
+/// Milliseconds until a failed removal is tried again.
+const REMOVE_AGAIN: u64 = 5_000;
+
+impl Core {
+    /// The start: what runs is taken over, what shall run is brought up, what nobody wants is ended.
+    pub(crate) fn observed(&mut self, now: Now, observed: Vec<ObservedPod>) {
+        let epoch = self.durable.epoch;
+        self.record(now, vec![Record::Epoch(epoch)]);
+        for (uid, parsed) in self.desired_pods() {
+            self.accept(now, uid, parsed);
+        }
+        for found in observed {
+            self.adopt(now, found);
+        }
+        let all: Vec<Uid> = self.pods.keys().copied().collect();
+        for uid in all {
+            self.reconcile(now, uid);
+        }
+    }
+
+    fn adopt(&mut self, now: Now, found: ObservedPod) {
+        let pod = self
+            .pods
+            .entry(found.uid)
+            .or_insert_with(|| PodState::new(found.uid, None, now.unix));
+        pod.sandbox = if found.sandbox { Step::Done } else { Step::Absent };
+        pod.ip = found.ip;
+        if let Some(ip) = found.ip {
+            self.ipam.adopt(found.uid, ip);
+        }
+        if pod.pod.is_none() {
+            pod.containers = found
+                .containers
+                .iter()
+                .map(|it| ContainerState::new(&it.name))
+                .collect();
+            pod.ending = Some(now.mono + FORCED_GRACE);
+        }
+        for container in found.containers {
+            self.adopt_container(now, found.uid, container);
+        }
+    }
+
+    fn adopt_container(&mut self, now: Now, uid: Uid, found: ObservedContainer) {
+        let Some(pod) = self.pods.get_mut(&uid) else {
+            return;
+        };
+        let spec = pod
+            .pod
+            .as_ref()
+            .and_then(|pod| pod.containers.iter().find(|it| it.name == found.name));
+        let changed = spec.is_some_and(|spec| Self::spec_digest(spec) != found.spec_digest);
+        let ending = pod.ending.is_some();
+        let Some(container) = pod.container(&found.name) else {
+            return;
+        };
+        let known = container.ran && found.attempt == container.restart_count;
+        container.restart_count = found.attempt;
+        container.ran = true;
+        container.image_id = found.image_id;
+        container.image = Image::Ready;
+        match found.phase {
+            ObservedPhase::Running(started_at) => {
+                container.phase = Phase::Running {
+                    started_at,
+                    since: now.mono,
+                    container_id: found.container_id,
+                };
+                container.replace = changed;
+                if ending {
+                    container.stop = Some(Stop {
+                        deadline: now.mono + FORCED_GRACE,
+                        asked: false,
+                        killed: false,
+                    });
+                }
+            }
+            // The exit is in the journal already, with what followed from it.
+            ObservedPhase::Exited(exit)
+                if known
+                    && container
+                        .last
+                        .as_ref()
+                        .is_some_and(|last| last.finished_at == exit.finished_at) => {}
+            ObservedPhase::Exited(exit) => {
+                let reference = crate::ContainerRef {
+                    pod: uid,
+                    name: found.name,
+                    attempt: found.attempt,
+                };
+                container.phase = Phase::Running {
+                    started_at: exit.started_at,
+                    since: now.mono,
+                    container_id: found.container_id,
+                };
+                self.exited(now, &reference, &exit);
+            }
+        }
+    }
+
+    /// The objects held have changed: follow them.
+    pub(crate) fn follow_objects(&mut self, now: Now) {
+        let desired = self.desired_pods();
+        let gone: Vec<Uid> = self
+            .pods
+            .keys()
+            .filter(|uid| !desired.contains_key(uid))
+            .copied()
+            .collect();
+        for uid in gone {
+            self.unwanted(now, uid);
+        }
+        self.changed(now, desired);
+    }
+
+    fn changed(&mut self, now: Now, desired: BTreeMap<Uid, Result<Pod, String>>) {
+        for (uid, parsed) in desired {
+            match (self.pods.get_mut(&uid), parsed) {
+                (None, parsed) => self.accept(now, uid, parsed),
+                (Some(state), Ok(pod)) => {
+                    if state.pod.as_ref() != Some(&pod) {
+                        self.update(now, uid, pod);
+                    }
+                    // A ConfigMap or Secret that was missing may have come.
+                    self.retry_unmet(now, uid);
+                }
+                (Some(_), Err(_)) => {}
+            }
+            self.reconcile(now, uid);
+        }
+    }
+
+    fn accept(&mut self, now: Now, uid: Uid, parsed: Result<Pod, String>) {
+        let accepted_at = self.durable.accepted.get(&uid).copied().unwrap_or(now.unix);
+        let (pod, invalid) = match parsed {
+            Ok(pod) => (Some(pod), None),
+            Err(message) => (None, Some(("UnexpectedAdmissionError".to_owned(), message))),
+        };
+        let refused = pod
+            .as_ref()
+            .and_then(|pod| admission::refuse(&self.config, &self.pods, pod));
+        let mut state = PodState::new(uid, pod, accepted_at);
+        for container in &mut state.containers {
+            if let Some(record) = self.durable.containers.get(&(uid, container.name.clone())) {
+                container.recall(record);
+            }
+        }
+        state.rejected = invalid.or(refused);
+        if let Some((reason, message)) = state.rejected.clone() {
+            self.event(now, uid, None, true, &reason, message);
+        }
+        if let Some(grace) = state.pod.as_ref().and_then(|pod| pod.deletion_grace_seconds) {
+            state.ending = Some(now.mono + u64::from(grace) * 1000);
+        }
+        self.pods.insert(uid, state);
+        self.touch(now, uid);
+    }
+
+    /// The same Pod with another spec: an image may change, labels may, and it may be asked to end.
+    fn update(&mut self, now: Now, uid: Uid, pod: Pod) {
+        let Some(state) = self.pods.get_mut(&uid) else {
+            return;
+        };
+        if let Some(grace) = pod.deletion_grace_seconds {
+            let deadline = now.mono + u64::from(grace) * 1000;
+            // Asked again, only a shorter grace counts.
+            let deadline = state.ending.map_or(deadline, |before| before.min(deadline));
+            state.ending = Some(deadline);
+            for container in &mut state.containers {
+                container.end_by(deadline);
+            }
+        }
+        let grace = u64::from(pod.termination_grace_seconds) * 1000;
+        for spec in &pod.containers {
+            let old = state
+                .pod
+                .as_ref()
+                .and_then(|old| old.containers.iter().find(|it| it.name == spec.name));
+            let Some(container) = state.containers.iter_mut().find(|it| it.name == spec.name) else {
+                continue;
+            };
+            if old != Some(spec) {
+                if old.is_none_or(|old| old.image != spec.image) && !container.alive() {
+                    container.image = Image::Unknown;
+                }
+                container.replace = container.alive();
+                if container.replace {
+                    container.end_by(now.mono + grace);
+                }
+            }
+        }
+        state.pod = Some(pod);
+        self.touch(now, uid);
+    }
+
+    fn unwanted(&mut self, now: Now, uid: Uid) {
+        let Some(state) = self.pods.get_mut(&uid) else {
+            return;
+        };
+        if state.removal == Step::Done {
+            self.pods.remove(&uid);
+            return;
+        }
+        state.pod = state.pod.take().filter(|_| state.ending.is_some());
+        let deadline = state.ending.map_or(now.mono + FORCED_GRACE, |before| {
+            before.min(now.mono + FORCED_GRACE)
+        });
+        state.ending = Some(deadline);
+        for container in &mut state.containers {
+            container.end_by(deadline);
+        }
+        self.reconcile(now, uid);
+    }
+
+    pub(crate) fn reconcile_due(&mut self, now: Now) {
+        let due = self
+            .pods
+            .values()
+            .filter(|it| it.deadline().is_some_and(|at| at <= now.mono));
+        let due: Vec<Uid> = due.map(|it| it.uid).collect();
+        for uid in due {
+            self.reconcile(now, uid);
+        }
+    }
+
+    /// Brings one Pod a step nearer to what it shall be. Asks for nothing twice.
+    pub(crate) fn reconcile(&mut self, now: Now, uid: Uid) {
+        self.reconcile_containers(now, uid);
+        self.reconcile_sandbox(now, uid);
+        self.reconcile_removal(now, uid);
+    }
+
+    fn reconcile_sandbox(&mut self, now: Now, uid: Uid) {
+        let Some(state) = self.pods.get_mut(&uid) else {
+            return;
+        };
+        if !state.wants_sandbox() {
+            return;
+        }
+        let due = match state.sandbox {
+            Step::Absent => true,
+            Step::Waiting(until) => until <= now.mono,
+            Step::Asked | Step::Done => false,
+        };
+        if due {
+            state.sandbox = Step::Asked;
+            let ip = self.ipam.assign(uid);
+            state.ip = ip;
+            self.effects.push(Effect::MakeSandbox { pod: uid, ip });
+        }
+    }
+
+    fn reconcile_removal(&mut self, now: Now, uid: Uid) {
+        let Some(state) = self.pods.get_mut(&uid) else {
+            return;
+        };
+        if state.ending.is_none()
+            || state.sandbox == Step::Asked
+            || state.containers.iter().any(ContainerState::alive)
+        {
+            return;
+        }
+        let due = match state.removal {
+            Step::Absent => true,
+            Step::Waiting(until) => until <= now.mono,
+            Step::Asked | Step::Done => false,
+        };
+        if due {
+            state.removal = Step::Asked;
+            self.effects.push(Effect::Remove(uid));
+        }
+    }
+
+    pub(crate) fn sandbox_ready(&mut self, now: Now, uid: Uid) {
+        let Some(state) = self.pods.get_mut(&uid) else {
+            return;
+        };
+        state.sandbox = Step::Done;
+        state.sandbox_backoff = Default::default();
+        self.touch(now, uid);
+        self.reconcile(now, uid);
+    }
+
+    pub(crate) fn sandbox_failed(&mut self, now: Now, uid: Uid, message: &str) {
+        let Some(state) = self.pods.get_mut(&uid) else {
+            return;
+        };
+        state.sandbox = Step::Waiting(now.mono + state.sandbox_backoff.failed());
+        let message = format!("Failed to create pod sandbox: {message}");
+        self.event(now, uid, None, true, "FailedCreatePodSandBox", message);
+        self.touch(now, uid);
+        self.reconcile(now, uid);
+    }
+
+    pub(crate) fn removed(&mut self, now: Now, uid: Uid) {
+        let Some(state) = self.pods.get_mut(&uid) else {
+            return;
+        };
+        state.removal = Step::Done;
+        state.sandbox = Step::Absent;
+        self.ipam.release(uid);
+        if !self
+            .index
+            .0
+            .contains_key(&skiff_protocol::wire::spec::ObjectKey::Pod(uid))
+        {
+            self.pods.remove(&uid);
+        }
+        self.touch(now, uid);
+    }
+
+    pub(crate) fn remove_failed(&mut self, now: Now, uid: Uid, message: String) {
+        let Some(state) = self.pods.get_mut(&uid) else {
+            return;
+        };
+        state.removal = Step::Waiting(now.mono + REMOVE_AGAIN);
+        self.event(now, uid, None, true, "FailedKillPod", message);
+    }
+
+    /// The shim is gone and its containers with it: they ended in a way that nobody saw.
+    pub(crate) fn shim_lost(&mut self, now: Now, uid: Uid) {
+        let Some(state) = self.pods.get_mut(&uid) else {
+            return;
+        };
+        state.sandbox = Step::Absent;
+        let alive = state.containers.iter().filter(|it| it.alive());
+        let lost: Vec<(String, u32)> = alive.map(|it| (it.name.clone(), it.restart_count)).collect();
+        for (name, attempt) in lost {
+            self.container_lost(
+                now,
+                &crate::ContainerRef {
+                    pod: uid,
+                    name,
+                    attempt,
+                },
+            );
+        }
+        self.touch(now, uid);
+        self.reconcile(now, uid);
+    }
+}

@@ -1,0 +1,166 @@
+//! What the journal keeps, and how a state comes out of it.
+//!
+//! Always holds: records are appended in batches that are durable whole or not at all, so a fold over any prefix of
+//! batches gives a state that was once true.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+use skiff_protocol::sha256;
+use skiff_protocol::uid::Uid;
+use skiff_protocol::wire::desired::Index;
+use skiff_protocol::wire::spec::ObjectKey;
+use skiff_protocol::wire::status::Terminated;
+
+/// One durable fact. Variants are only appended.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum Record {
+    /// The agent has started this many times.
+    Epoch(u64),
+    /// The time was at least this, in seconds since 1970.
+    Time(i64),
+    /// A desired object, as the server sent it.
+    Put(ObjectKey, Vec<u8>),
+    /// It is no longer desired.
+    Remove(ObjectKey),
+    /// The objects so far are the whole of this generation.
+    Generation(u64),
+    /// The Pod was accepted at this time, in seconds since 1970.
+    Accepted(Uid, i64),
+    /// What must be known of a container after a reboot.
+    Container(Uid, ContainerRecord),
+}
+
+impl Record {
+    /// Whether the record's content must not lie in the clear.
+    #[must_use]
+    pub fn is_secret(&self) -> bool {
+        matches!(self, Self::Put(ObjectKey::Secret(..), _))
+    }
+}
+
+/// What must be known of a container after a reboot.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ContainerRecord {
+    /// Its name.
+    pub name: String,
+    /// `restartCount`.
+    pub restart_count: u32,
+    /// How it last ended.
+    pub last: Option<Terminated>,
+    /// It ended for good: its restart policy starts it no more.
+    pub done: bool,
+    /// The crash back-off reached, in milliseconds.
+    pub backoff_ms: u64,
+}
+
+/// The state that a journal's records add up to.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Recovered {
+    /// Starts of the agent so far.
+    pub epoch: u64,
+    /// The latest time that is known to have passed.
+    pub time: i64,
+    /// The generation held.
+    pub generation: u64,
+    /// Desired objects.
+    pub objects: BTreeMap<ObjectKey, Vec<u8>>,
+    /// When each Pod was accepted.
+    pub accepted: BTreeMap<Uid, i64>,
+    /// Per Pod and container name.
+    pub containers: BTreeMap<(Uid, String), ContainerRecord>,
+}
+
+impl Recovered {
+    /// Takes one more record, in the order of the journal.
+    pub fn apply(&mut self, record: Record) {
+        match record {
+            Record::Epoch(epoch) => self.epoch = epoch,
+            Record::Time(time) => self.time = self.time.max(time),
+            Record::Put(key, bytes) => drop(self.objects.insert(key, bytes)),
+            Record::Remove(key) => {
+                if let ObjectKey::Pod(uid) = &key {
+                    self.accepted.remove(uid);
+                    self.containers.retain(|(pod, _), _| pod != uid);
+                }
+                self.objects.remove(&key);
+            }
+            Record::Generation(generation) => self.generation = generation,
+            Record::Accepted(uid, at) => drop(self.accepted.insert(uid, at)),
+            Record::Container(uid, record) => {
+                self.containers.insert((uid, record.name.clone()), record);
+            }
+        }
+    }
+
+    /// The least set of records that gives this state again.
+    #[must_use]
+    pub fn records(&self) -> Vec<Record> {
+        let mut out = vec![Record::Epoch(self.epoch), Record::Time(self.time)];
+        out.extend(
+            self.objects
+                .iter()
+                .map(|(key, bytes)| Record::Put(key.clone(), bytes.clone())),
+        );
+        out.push(Record::Generation(self.generation));
+        out.extend(self.accepted.iter().map(|(uid, at)| Record::Accepted(*uid, *at)));
+        out.extend(
+            self.containers
+                .iter()
+                .map(|((uid, _), record)| Record::Container(*uid, record.clone())),
+        );
+        out
+    }
+
+    /// The index of the objects held.
+    #[must_use]
+    pub fn index(&self) -> Index {
+        Index(
+            self.objects
+                .iter()
+                .map(|(key, bytes)| (key.clone(), sha256(bytes)))
+                .collect(),
+        )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_checkpoint_gives_the_same_state_again() {
+        let uid = Uid([7; 16]);
+        let mut state = Recovered::default();
+        for record in [
+            Record::Epoch(3),
+            Record::Time(99),
+            Record::Put(ObjectKey::Pod(uid), vec![1, 2]),
+            Record::Put(ObjectKey::Secret("default".into(), "s".into()), vec![3]),
+            Record::Generation(8),
+            Record::Accepted(uid, 98),
+            Record::Container(
+                uid,
+                ContainerRecord {
+                    name: "a".into(),
+                    restart_count: 2,
+                    last: None,
+                    done: true,
+                    backoff_ms: 10_000,
+                },
+            ),
+            Record::Time(12),
+        ] {
+            state.apply(record);
+        }
+        assert_eq!(state.time, 99, "time never goes back");
+        let mut again = Recovered::default();
+        state.records().into_iter().for_each(|record| again.apply(record));
+        assert_eq!(again, state);
+        again.apply(Record::Remove(ObjectKey::Pod(uid)));
+        assert!(
+            again.accepted.is_empty() && again.containers.is_empty(),
+            "a Pod's facts go with it"
+        );
+    }
+}
