@@ -1,1 +1,31 @@
-//! Placeholder.
+//! Images on the node: a content-addressed store, and the pull that fills it.
+//!
+//! What always holds:
+//! - An image that [`Store::resolve`] gives is whole: each layer was verified twice (the digest of what was
+//!   transferred, the diff ID of what was unpacked), synced, and only then named.
+//! - A layer directory under `layers/` never changes.
+//! - Nothing of an image is followed out of its own tree: neither by the unpack nor by a look at `/etc/passwd`.
+//! - Every byte from a registry is counted against a bound of [`limits`] before it is kept.
+//!
+//! Absent on purpose: a runtime (all of it blocks; the pull is a process of its own), garbage collection, and any
+//! choice of when to pull.
+
+#![forbid(unsafe_code)]
+
+mod decompress;
+mod digest;
+mod error;
+mod image;
+pub mod limits;
+mod merged;
+pub mod pull;
+mod registry;
+mod store;
+mod unpack;
+mod user;
+
+pub use error::{Error, UnpackError, UserError};
+pub use image::{Image, ImageConfig};
+pub use store::{Store, StoredImage};
+pub use unpack::{DeviceNodes, UnpackOptions, Unpacked, unpack_layer};
+pub use user::User;

@@ -1,0 +1,198 @@
+//! The `pull` role: one process that brings one image into the store and ends.
+//!
+//! It is a process of its own so that its memory returns, so that its cgroup bounds it, and so that a hostile layer
+//! meets nothing of the agent. `SIGKILL` at any moment leaves the store as it was or with whole layers more.
+
+mod attempt;
+mod request;
+
+use std::io::{self, Read, Write};
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use skiff_protocol::image_ref::{Digest, ImageRef};
+
+use crate::limits::{MAX_MESSAGE_BYTES, MAX_REQUEST_BYTES, MAX_SOURCES};
+use crate::store::Store;
+use attempt::{Attempt, Failure};
+pub use request::{Platform, Progress, PullError, PullReason, PullReport, PullRequest, Source, SourceKind};
+
+/// The least time between two progress lines of one layer.
+const PROGRESS_INTERVAL: Duration = Duration::from_millis(250);
+
+/// Reads a [`PullRequest`] from standard input, pulls, and writes [`PullReport`] lines to standard output.
+///
+/// The exit code is 0 where the last line is `ok`, else 1.
+#[must_use]
+pub fn main() -> ExitCode {
+    let mut output = io::stdout().lock();
+    let last = match read_request(io::stdin().lock()) {
+        Ok(request) => {
+            let mut reporter = Reporter {
+                output: &mut output,
+                layer: None,
+                last: Instant::now(),
+            };
+            match pull(&request, &mut reporter) {
+                Ok(digest) => PullReport::Ok(digest),
+                Err(error) => PullReport::Error(error),
+            }
+        }
+        Err(error) => PullReport::Error(error),
+    };
+    let written = write_line(&mut output, &last);
+    match (last, written) {
+        (PullReport::Ok(_), Ok(())) => ExitCode::SUCCESS,
+        _ => ExitCode::FAILURE,
+    }
+}
+
+fn read_request(input: impl Read) -> Result<PullRequest, PullError> {
+    let failed = |text: String| PullError {
+        reason: PullReason::ErrImagePull,
+        message: text,
+    };
+    let mut bytes = Vec::new();
+    let read = input.take(MAX_REQUEST_BYTES + 1).read_to_end(&mut bytes);
+    read.map_err(|error| failed(format!("the pull request cannot be read: {error}")))?;
+    if bytes.len() as u64 > MAX_REQUEST_BYTES {
+        return Err(failed(format!(
+            "the pull request is larger than {MAX_REQUEST_BYTES} bytes"
+        )));
+    }
+    serde_json::from_slice(&bytes).map_err(|error| failed(format!("the pull request is malformed: {error}")))
+}
+
+/// Takes note of how far a pull is; an error ends it, for nobody listens any more.
+pub trait ProgressSink {
+    /// `done` of `total` bytes of `layer` are transferred and unpacked.
+    ///
+    /// # Errors
+    /// Whatever the listener's channel gives; the pull then ends.
+    fn progress(&mut self, layer: &Digest, done: u64, total: u64) -> io::Result<()>;
+}
+
+struct Reporter<'a, W> {
+    output: &'a mut W,
+    layer: Option<Digest>,
+    last: Instant,
+}
+
+impl<W: Write> ProgressSink for Reporter<'_, W> {
+    fn progress(&mut self, layer: &Digest, done: u64, total: u64) -> io::Result<()> {
+        let same = self.layer.as_ref() == Some(layer);
+        if same && done < total && self.last.elapsed() < PROGRESS_INTERVAL {
+            return Ok(());
+        }
+        self.layer = Some(*layer);
+        self.last = Instant::now();
+        write_line(
+            self.output,
+            &PullReport::Progress(Progress {
+                layer: *layer,
+                done,
+                total,
+            }),
+        )
+    }
+}
+
+fn write_line(output: &mut impl Write, report: &PullReport) -> io::Result<()> {
+    let mut line = serde_json::to_vec(report)?;
+    line.push(b'\n');
+    output.write_all(&line)?;
+    output.flush()
+}
+
+/// Brings the image into the store, asking each source in order. This is [`main`] without the process.
+///
+/// # Errors
+/// [`PullError`] with what each source answered.
+pub fn pull(request: &PullRequest, progress: &mut dyn ProgressSink) -> Result<Digest, PullError> {
+    let reference = ImageRef::parse(&request.reference).map_err(|error| PullError {
+        reason: PullReason::InvalidImageName,
+        message: error.to_string(),
+    })?;
+    let local = |error: crate::Error| PullError {
+        reason: PullReason::ErrImagePull,
+        message: bounded(&format!("image {reference}: {error}")),
+    };
+    let store = Store::attach(&request.store).map_err(local)?;
+    // What a digest names never changes, so what is here is right.
+    if reference.digest().is_some() || request.sources.is_empty() {
+        match store.resolve(&reference) {
+            Ok(Some(image)) => return Ok(image.digest),
+            Ok(None) => {}
+            Err(error) if error.is_repaired_by_pull() && !request.sources.is_empty() => {}
+            Err(error) => return Err(local(error)),
+        }
+    }
+    if request.sources.is_empty() {
+        let message = format!("image {reference} is not present, and nothing says where to pull it from");
+        return Err(PullError {
+            reason: PullReason::ErrImageNeverPull,
+            message: bounded(&message),
+        });
+    }
+    if request.sources.len() > MAX_SOURCES {
+        let message = format!("{} sources, at most {MAX_SOURCES}", request.sources.len());
+        return Err(PullError {
+            reason: PullReason::ErrImagePull,
+            message,
+        });
+    }
+    let stage = store.stage().map_err(local)?;
+    let mut failures = Vec::new();
+    for source in &request.sources {
+        let attempt = Attempt {
+            request,
+            reference: &reference,
+            store: &store,
+            stage: &stage,
+        };
+        match attempt.run(source, progress) {
+            Ok(digest) => return Ok(digest),
+            Err(failure) => {
+                let ends_all = failure.is_local();
+                failures.push((source, failure));
+                if ends_all {
+                    break;
+                }
+            }
+        }
+    }
+    Err(combine(&reference, &failures))
+}
+
+fn combine(reference: &ImageRef, failures: &[(&Source, Failure)]) -> PullError {
+    let unavailable = failures.iter().all(|(_, failure)| failure.is_unavailable());
+    let reason = if unavailable {
+        PullReason::RegistryUnavailable
+    } else {
+        PullReason::ErrImagePull
+    };
+    let texts = failures.iter().map(|(source, failure)| {
+        let place = attempt::base_url(source, reference);
+        format!("{} {place}: {failure}", source.kind)
+    });
+    let texts: Vec<String> = texts.collect();
+    let message = format!("failed to pull image {reference}: {}", texts.join("; "));
+    PullError {
+        reason,
+        message: bounded(&message),
+    }
+}
+
+/// A registry chooses its words, so their length is bounded and control characters are not passed on.
+fn bounded(text: &str) -> String {
+    let mut out = String::new();
+    for character in text.chars() {
+        let shown = if character.is_control() { ' ' } else { character };
+        if out.len() + shown.len_utf8() + '…'.len_utf8() > MAX_MESSAGE_BYTES {
+            out.push('…');
+            break;
+        }
+        out.push(shown);
+    }
+    out
+}
