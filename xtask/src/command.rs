@@ -31,14 +31,23 @@ pub(crate) fn output(command: &mut Command) -> Result<String> {
     if !output.status.success() {
         let mut said = String::from_utf8_lossy(&output.stdout).into_owned();
         said.push_str(&String::from_utf8_lossy(&output.stderr));
-        bail!("`{}` failed: {}\n{}", line(command), output.status, tail(&said, TAIL_LINES));
+        bail!(
+            "`{}` failed: {}\n{}",
+            line(command),
+            output.status,
+            tail(&said, TAIL_LINES)
+        );
     }
-    String::from_utf8(output.stdout).with_context(|| format!("`{}` printed something not UTF-8", line(command)))
+    String::from_utf8(output.stdout)
+        .with_context(|| format!("`{}` printed something not UTF-8", line(command)))
 }
 
 /// Runs `command` with its output captured, whatever its exit status.
 pub(crate) fn capture(command: &mut Command) -> Result<Output> {
-    command.stdin(Stdio::null()).output().with_context(|| cannot_start(command))
+    command
+        .stdin(Stdio::null())
+        .output()
+        .with_context(|| cannot_start(command))
 }
 
 /// Whether `command` starts and exits with 0; its output is dropped.
@@ -81,7 +90,8 @@ fn cannot_start(command: &Command) -> String {
 
 fn is_executable(path: &Path) -> bool {
     use std::os::unix::fs::PermissionsExt as _;
-    path.metadata().is_ok_and(|meta| meta.is_file() && meta.permissions().mode() & 0o111 != 0)
+    path.metadata()
+        .is_ok_and(|meta| meta.is_file() && meta.permissions().mode() & 0o111 != 0)
 }
 
 #[cfg(test)]
@@ -92,13 +102,19 @@ mod tests {
     fn a_failure_carries_what_the_program_said() {
         let error = output(Command::new("sh").args(["-c", "echo because >&2; exit 3"])).unwrap_err();
         let text = format!("{error:#}");
-        assert!(text.contains("because") && text.contains("exit status: 3"), "{text}");
+        assert!(
+            text.contains("because") && text.contains("exit status: 3"),
+            "{text}"
+        );
     }
 
     #[test]
     fn a_missing_program_is_named() {
         let error = run(&mut Command::new("no-such-program-here")).unwrap_err();
-        assert!(format!("{error:#}").contains("cannot start `no-such-program-here`"), "{error:#}");
+        assert!(
+            format!("{error:#}").contains("cannot start `no-such-program-here`"),
+            "{error:#}"
+        );
     }
 
     #[test]

@@ -31,8 +31,11 @@ impl Facts {
             bail!("not a little-endian ELF file");
         }
         let wide = image.get(4) == Some(&2);
-        let (phoff, phentsize, phnum) =
-            if wide { (at(image, 32, 8)?, at(image, 54, 2)?, at(image, 56, 2)?) } else { (at(image, 28, 4)?, at(image, 42, 2)?, at(image, 44, 2)?) };
+        let (phoff, phentsize, phnum) = if wide {
+            (at(image, 32, 8)?, at(image, 54, 2)?, at(image, 56, 2)?)
+        } else {
+            (at(image, 28, 4)?, at(image, 42, 2)?, at(image, 44, 2)?)
+        };
         let mut facts = Self {
             machine: machine(at(image, 18, 2)?),
             fixed_address: at(image, 16, 2)? == ET_EXEC,
@@ -40,7 +43,10 @@ impl Facts {
             dynamic: false,
         };
         for index in 0..phnum {
-            let header = index.checked_mul(phentsize).and_then(|o| o.checked_add(phoff)).context("absurd header")?;
+            let header = index
+                .checked_mul(phentsize)
+                .and_then(|o| o.checked_add(phoff))
+                .context("absurd header")?;
             match at(image, header, 4)? {
                 PT_DYNAMIC => facts.dynamic = true,
                 PT_INTERP => facts.interpreter = Some(interpreter(image, header, wide)?),
@@ -74,13 +80,20 @@ fn machine(number: u64) -> String {
 /// The little-endian number of `size` bytes at `offset`.
 fn at(image: &[u8], offset: u64, size: u64) -> Result<u64> {
     let bytes = slice(image, offset, size)?;
-    Ok(bytes.iter().rev().fold(0, |number, byte| number << 8 | u64::from(*byte)))
+    Ok(bytes
+        .iter()
+        .rev()
+        .fold(0, |number, byte| number << 8 | u64::from(*byte)))
 }
 
 fn slice(image: &[u8], offset: u64, size: u64) -> Result<&[u8]> {
     let start = usize::try_from(offset)?;
-    let end = start.checked_add(usize::try_from(size)?).context("absurd offset")?;
-    image.get(start..end).with_context(|| format!("the ELF file ends before byte {end}"))
+    let end = start
+        .checked_add(usize::try_from(size)?)
+        .context("absurd offset")?;
+    image
+        .get(start..end)
+        .with_context(|| format!("the ELF file ends before byte {end}"))
 }
 
 #[cfg(test)]

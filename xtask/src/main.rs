@@ -4,17 +4,34 @@
 
 mod command;
 mod debian;
+mod dist;
 mod elf;
 mod files;
 mod images;
+mod setup;
+mod test;
+mod tidy;
 mod workspace;
 
 use std::process::ExitCode;
 
-use anyhow::Result;
+use anyhow::{Result, bail};
+
+use workspace::Workspace;
+
+const USAGE: &str = "\
+usage: cargo xtask <command>
+
+  test [--only STEP] [-- FILTER…]  every check: fmt, clippy, deny, tidy, images, unit and end-to-end tests
+  dist [--target TARGET | --all]   the static agent under target/dist, checked and run
+  images                           the stand-in images under target/images
+  tidy                             our own checks of the sources
+  setup                            what `test` needs, without testing
+";
 
 fn main() -> ExitCode {
-    match real() {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    match dispatch(&arguments) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("error: {error:#}");
@@ -23,8 +40,66 @@ fn main() -> ExitCode {
     }
 }
 
-fn real() -> Result<()> {
-    let workspace = workspace::Workspace::find()?;
-    images::build(&workspace)?;
+fn dispatch(arguments: &[String]) -> Result<()> {
+    let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    let workspace = Workspace::find()?;
+    match words.as_slice() {
+        ["images"] => {
+            setup::packages(&setup::missing_packages())?;
+            let dir = images::build(&workspace)?;
+            println!("images are in {}", workspace.shorten(&dir).display());
+            Ok(())
+        }
+        ["tidy"] => tidy::check(&workspace),
+        ["setup"] => {
+            setup::become_root()?;
+            test::all(&workspace, Some("setup"), &[])
+        }
+        ["test", rest @ ..] => run_tests(&workspace, rest),
+        ["dist", rest @ ..] => dist(&workspace, rest),
+        ["help" | "--help" | "-h"] => {
+            print!("{USAGE}");
+            Ok(())
+        }
+        [] => bail!("a command is missing\n\n{USAGE}"),
+        [other, ..] => bail!("no command `{other}` with these arguments\n\n{USAGE}"),
+    }
+}
+
+fn run_tests(workspace: &Workspace, rest: &[&str]) -> Result<()> {
+    let (ours, filter) = match rest.iter().position(|word| *word == "--") {
+        Some(at) => (&rest[..at], &rest[at + 1..]),
+        None => (rest, &[][..]),
+    };
+    let only = match ours {
+        [] => None,
+        ["--only", step] => Some(*step),
+        _ => bail!("`test` takes --only STEP and -- FILTER…\n\n{USAGE}"),
+    };
+    if !matches!(
+        only,
+        Some("fmt" | "clippy" | "deny" | "tidy" | "images" | "build")
+    ) {
+        setup::become_root()?;
+    }
+    let filter: Vec<String> = filter.iter().map(ToString::to_string).collect();
+    test::all(workspace, only, &filter)
+}
+
+fn dist(workspace: &Workspace, rest: &[&str]) -> Result<()> {
+    let targets: Vec<&str> = match rest {
+        ["--all"] | [] => dist::TARGETS.to_vec(),
+        ["--target", target] if dist::TARGETS.contains(target) => vec![target],
+        ["--target", target] => bail!(
+            "no recipe for {target}; there is one for {}",
+            dist::TARGETS.join(", ")
+        ),
+        _ => bail!("`dist` takes --target TARGET or --all\n\n{USAGE}"),
+    };
+    setup::packages(&setup::missing_packages())?;
+    for target in targets {
+        let agent = dist::agent(workspace, target)?;
+        dist::prove(workspace, &agent, target)?;
+    }
     Ok(())
 }

@@ -23,7 +23,9 @@ impl Workspace {
             .ancestors()
             .find(|dir| dir.join("rust-toolchain.toml").is_file() && dir.join("Cargo.lock").is_file())
             .with_context(|| format!("{} is not inside the repository", start.display()))?;
-        Ok(Self { root: root.to_owned() })
+        Ok(Self {
+            root: root.to_owned(),
+        })
     }
 
     /// The directory of the workspace's `Cargo.toml`.

@@ -30,14 +30,22 @@ impl Suite {
     pub(crate) fn of_system(workspace: &Workspace) -> Result<Self> {
         let (codename, found) = sources::of_system()?;
         let lines = found.iter().map(|source| source.line(&source.suite)).collect();
-        Ok(Self { dir: workspace.target().join("debian").join(codename), sources: lines })
+        Ok(Self {
+            dir: workspace.target().join("debian").join(codename),
+            sources: lines,
+        })
     }
 
     /// Another suite of the same mirror. Its packages are only ever unpacked, never installed.
     pub(crate) fn named(workspace: &Workspace, name: &str) -> Result<Self> {
         let (_, found) = sources::of_system()?;
-        let main = found.first().context("the system's configuration names no Debian mirror")?;
-        Ok(Self { dir: workspace.target().join("debian").join(name), sources: main.line(name) })
+        let main = found
+            .first()
+            .context("the system's configuration names no Debian mirror")?;
+        Ok(Self {
+            dir: workspace.target().join("debian").join(name),
+            sources: main.line(name),
+        })
     }
 
     /// Fetches `packages` with all that they depend on and unpacks them and their libraries.
@@ -55,7 +63,11 @@ impl Suite {
         for deb in &debs {
             command::quiet(Command::new("dpkg-deb").arg("-x").arg(deb).arg(&root))?;
         }
-        let names: Vec<_> = debs.iter().filter_map(|deb| deb.file_name()).map(|n| n.to_string_lossy()).collect();
+        let names: Vec<_> = debs
+            .iter()
+            .filter_map(|deb| deb.file_name())
+            .map(|n| n.to_string_lossy())
+            .collect();
         files::write(&done, names.join("\n"))?;
         Ok(Unpacked { root })
     }
@@ -65,14 +77,24 @@ impl Suite {
         self.refresh()?;
         let archives = self.dir.join("archives");
         command::quiet(
-            self.apt("apt-get").args(["-y", "--no-install-recommends", "--download-only", "install"]).args(packages),
+            self.apt("apt-get")
+                .args(["-y", "--no-install-recommends", "--download-only", "install"])
+                .args(packages),
         )
         .with_context(|| format!("cannot download the Debian packages {}", packages.join(" ")))?;
         // apt leaves out of its list what is in the cache already: asked with an empty one, it names all.
         let none = format!("Dir::Cache::archives={}", self.dir.join("none").display());
         let wanted = command::output(
             self.apt("apt-get")
-                .args(["-o", &none, "-y", "--no-install-recommends", "--print-uris", "-qq", "install"])
+                .args([
+                    "-o",
+                    &none,
+                    "-y",
+                    "--no-install-recommends",
+                    "--print-uris",
+                    "-qq",
+                    "install",
+                ])
                 .args(packages),
         )?;
         let debs: Vec<PathBuf> = wanted
@@ -105,7 +127,9 @@ impl Suite {
 
     fn apt(&self, program: &str) -> Command {
         let mut command = Command::new(program);
-        command.env("LC_ALL", "C.UTF-8").env("DEBIAN_FRONTEND", "noninteractive");
+        command
+            .env("LC_ALL", "C.UTF-8")
+            .env("DEBIAN_FRONTEND", "noninteractive");
         let dir = |name: &str| self.dir.join(name).display().to_string();
         for (key, value) in [
             ("Dir::Etc::sourcelist", dir("sources.list")),
@@ -118,7 +142,10 @@ impl Suite {
             // The directories belong to whoever runs us; apt's own user cannot write there.
             ("APT::Sandbox::User", String::new()),
             ("Acquire::Languages", "none".into()),
-            ("Acquire::IndexTargets::deb::DEP-11::DefaultEnabled", "false".into()),
+            (
+                "Acquire::IndexTargets::deb::DEP-11::DefaultEnabled",
+                "false".into(),
+            ),
             // The list of what else would be removed or suggested is of no use here.
             ("APT::Get::AutomaticRemove", "false".into()),
         ] {
@@ -131,7 +158,8 @@ impl Suite {
 /// Programs are unpacked only where asked for; of the rest of the closure only libraries.
 fn is_wanted(deb: &str, packages: &[&str]) -> bool {
     let name = deb.split('_').next().unwrap_or(deb);
-    packages.contains(&name) || (name.starts_with("lib") && !name.ends_with("-perl"))
+    let library = name.starts_with("lib") || name.starts_with("zlib");
+    packages.contains(&name) || (library && !name.ends_with("-perl"))
 }
 
 /// Packages unpacked in a directory of their own, libraries beside them.
@@ -157,7 +185,8 @@ impl Unpacked {
             if !meta.is_symlink() {
                 return Ok(here);
             }
-            let link = std::fs::read_link(&here).with_context(|| format!("cannot read the link {}", here.display()))?;
+            let link = std::fs::read_link(&here)
+                .with_context(|| format!("cannot read the link {}", here.display()))?;
             at = match link.strip_prefix("/") {
                 Ok(absolute) => absolute.display().to_string(),
                 Err(_) => {
@@ -184,11 +213,22 @@ impl Unpacked {
             if line.contains("not found") {
                 bail!("{} misses a library: {}", program.display(), line.trim());
             }
-            let Some(path) = line.split("=>").nth(1).and_then(|right| right.split_whitespace().next()) else {
+            let Some(path) = line
+                .split("=>")
+                .nth(1)
+                .and_then(|right| right.split_whitespace().next())
+            else {
                 continue;
             };
             let path = PathBuf::from(path);
-            if path.starts_with(&self.root) && !found.contains(&path) {
+            if !path.starts_with(&self.root) {
+                bail!(
+                    "{} would load {}, which none of its packages holds",
+                    program.display(),
+                    path.display()
+                );
+            }
+            if !found.contains(&path) {
                 found.push(path);
             }
         }
@@ -208,15 +248,30 @@ impl Unpacked {
             .interpreter
             .with_context(|| format!("{} neither runs here nor has a loader of its own", real.display()))?;
         let loader = self.resolve(&interpreter)?;
-        let words = [&loader.display().to_string(), "--inhibit-cache", "--library-path", &self.library_path()?];
+        let words = [
+            &loader.display().to_string(),
+            "--inhibit-cache",
+            "--library-path",
+            &self.library_path()?,
+        ];
         let quoted: Vec<String> = words.iter().map(|word| format!("'{word}'")).collect();
         files::remove(link)?;
-        files::write_program(link, &format!("#!/bin/sh\nexec {} '{}' \"$@\"\n", quoted.join(" "), real.display()))
+        files::write_program(
+            link,
+            &format!(
+                "#!/bin/sh\nexec {} '{}' \"$@\"\n",
+                quoted.join(" "),
+                real.display()
+            ),
+        )
     }
 
     fn loader(&self, loader: &Path) -> Result<Command> {
         let mut command = Command::new(loader);
-        command.arg("--inhibit-cache").arg("--library-path").arg(self.library_path()?);
+        command
+            .arg("--inhibit-cache")
+            .arg("--library-path")
+            .arg(self.library_path()?);
         Ok(command)
     }
 
@@ -225,7 +280,9 @@ impl Unpacked {
         let mut dirs = Vec::new();
         for parent in ["lib", "usr/lib"] {
             let parent = self.root.join(parent);
-            let Ok(entries) = std::fs::read_dir(&parent) else { continue };
+            let Ok(entries) = std::fs::read_dir(&parent) else {
+                continue;
+            };
             dirs.extend(
                 entries
                     .filter_map(Result::ok)
@@ -237,7 +294,11 @@ impl Unpacked {
             bail!("{} holds no libraries", self.root.display());
         }
         dirs.sort();
-        Ok(dirs.iter().map(|dir| dir.display().to_string()).collect::<Vec<_>>().join(":"))
+        Ok(dirs
+            .iter()
+            .map(|dir| dir.display().to_string())
+            .collect::<Vec<_>>()
+            .join(":"))
     }
 }
 
@@ -250,6 +311,7 @@ mod tests {
         for (deb, wanted) in [
             ("nginx_1.22.1-9_amd64.deb", true),
             ("libpcre2-8-0_10.42-1_amd64.deb", true),
+            ("zlib1g_1.2.13_amd64.deb", true),
             ("debconf_1.5.82_all.deb", false),
             ("libtext-glob-perl_0.11-3_all.deb", false),
         ] {

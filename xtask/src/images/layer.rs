@@ -42,7 +42,12 @@ impl Layer {
     /// A symbolic link.
     pub(crate) fn link(&mut self, path: &str, target: &str) -> &mut Self {
         self.parents(path);
-        self.entries.insert(path.to_owned(), Entry::Link { target: target.to_owned() });
+        self.entries.insert(
+            path.to_owned(),
+            Entry::Link {
+                target: target.to_owned(),
+            },
+        );
         self
     }
 
@@ -50,20 +55,32 @@ impl Layer {
     pub(crate) fn copy(&mut self, path: &str, from: &Path) -> Result<&mut Self> {
         use std::os::unix::fs::PermissionsExt as _;
         let content = std::fs::read(from).with_context(|| format!("cannot read {}", from.display()))?;
-        let meta = from.metadata().with_context(|| format!("cannot stat {}", from.display()))?;
-        let mode = if meta.permissions().mode() & 0o111 == 0 { 0o644 } else { 0o755 };
+        let meta = from
+            .metadata()
+            .with_context(|| format!("cannot stat {}", from.display()))?;
+        let mode = if meta.permissions().mode() & 0o111 == 0 {
+            0o644
+        } else {
+            0o755
+        };
         Ok(self.file(path, mode, content))
     }
 
     fn file(&mut self, path: &str, mode: u32, content: Vec<u8>) -> &mut Self {
         self.parents(path);
-        self.entries.insert(path.to_owned(), Entry::File { mode, content });
+        self.entries
+            .insert(path.to_owned(), Entry::File { mode, content });
         self
     }
 
     fn parents(&mut self, path: &str) {
         for (slash, _) in path.match_indices('/') {
-            self.entries.entry(path[..slash].to_owned()).or_insert(Entry::Dir { mode: 0o755, owner: 0 });
+            self.entries
+                .entry(path[..slash].to_owned())
+                .or_insert(Entry::Dir {
+                    mode: 0o755,
+                    owner: 0,
+                });
         }
     }
 
@@ -89,7 +106,11 @@ fn append(builder: &mut Builder<Vec<u8>>, path: &str, entry: &Entry) -> Result<(
             builder.append_data(&mut header, format!("{path}/"), std::io::empty())?;
         }
         Entry::File { mode, content } => {
-            builder.append_data(&mut header(EntryType::Regular, *mode, content.len()), path, content.as_slice())?;
+            builder.append_data(
+                &mut header(EntryType::Regular, *mode, content.len()),
+                path,
+                content.as_slice(),
+            )?;
         }
         Entry::Link { target } => {
             builder.append_link(&mut header(EntryType::Symlink, 0o777, 0), path, target)?;
@@ -117,9 +138,13 @@ mod tests {
     #[test]
     fn order_and_times_do_not_depend_on_how_it_was_filled() {
         let mut one = Layer::default();
-        one.text("etc/passwd", "x").dir("tmp", 0o1777, 0).link("bin/sh", "busybox");
+        one.text("etc/passwd", "x")
+            .dir("tmp", 0o1777, 0)
+            .link("bin/sh", "busybox");
         let mut two = Layer::default();
-        two.link("bin/sh", "busybox").dir("tmp", 0o1777, 0).text("etc/passwd", "x");
+        two.link("bin/sh", "busybox")
+            .dir("tmp", 0o1777, 0)
+            .text("etc/passwd", "x");
         assert_eq!(one.to_tar().unwrap(), two.to_tar().unwrap());
     }
 
@@ -129,8 +154,11 @@ mod tests {
         layer.text("a/b/c", "x");
         let bytes = layer.to_tar().unwrap();
         let mut archive = tar::Archive::new(bytes.as_slice());
-        let paths: Vec<String> =
-            archive.entries().unwrap().map(|e| e.unwrap().path().unwrap().display().to_string()).collect();
+        let paths: Vec<String> = archive
+            .entries()
+            .unwrap()
+            .map(|e| e.unwrap().path().unwrap().display().to_string())
+            .collect();
         assert_eq!(paths, ["a/", "a/b/", "a/b/c"]);
     }
 

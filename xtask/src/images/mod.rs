@@ -36,10 +36,16 @@ pub(crate) fn build(workspace: &Workspace) -> Result<PathBuf> {
     files::make_dir(&dir)?;
     for recipe in recipes::all(&packages)? {
         let name = recipe.file_name();
-        let image = oci::Image::assemble(recipe).with_context(|| format!("cannot assemble the image {name}"))?;
+        let image =
+            oci::Image::assemble(recipe).with_context(|| format!("cannot assemble the image {name}"))?;
         image.write_archive(&dir.join(format!("{name}.tar")))?;
         image.write_layout(&dir.join(&name))?;
-        println!("  {:<44} {:>9} bytes  {}", image.reference(), image.size(), image.digest());
+        println!(
+            "  {:<44} {:>9} bytes  {}",
+            image.reference(),
+            image.size(),
+            image.digest()
+        );
     }
     Ok(dir)
 }

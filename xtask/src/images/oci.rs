@@ -30,11 +30,18 @@ impl Blob {
     fn new(media_type: impl Into<String>, bytes: Vec<u8>) -> Self {
         let hash = ring::digest::digest(&ring::digest::SHA256, &bytes);
         let digest = hash.as_ref().iter().map(|byte| format!("{byte:02x}")).collect();
-        Self { media_type: media_type.into(), bytes, digest }
+        Self {
+            media_type: media_type.into(),
+            bytes,
+            digest,
+        }
     }
 
     fn json(media_type: &str, value: &Value) -> Result<Self> {
-        Ok(Self::new(media_type, serde_json::to_vec(value).context("cannot write JSON")?))
+        Ok(Self::new(
+            media_type,
+            serde_json::to_vec(value).context("cannot write JSON")?,
+        ))
     }
 
     fn descriptor(&self) -> Value {
@@ -68,9 +75,14 @@ impl Image {
             gzipped.push(Blob::new(format!("{LAYER}+gzip"), gzip(&bytes)?));
             plain.push(Blob::new(LAYER, bytes));
         }
-        let diff_ids: Vec<String> = plain.iter().map(|blob| format!("sha256:{}", blob.digest)).collect();
-        let history: Vec<Value> =
-            plain.iter().map(|_| json!({"created": CREATED, "created_by": "cargo xtask images"})).collect();
+        let diff_ids: Vec<String> = plain
+            .iter()
+            .map(|blob| format!("sha256:{}", blob.digest))
+            .collect();
+        let history: Vec<Value> = plain
+            .iter()
+            .map(|_| json!({"created": CREATED, "created_by": "cargo xtask images"}))
+            .collect();
         let config = json!({
             "created": CREATED,
             "architecture": architecture(),
@@ -79,7 +91,12 @@ impl Image {
             "rootfs": {"type": "layers", "diff_ids": diff_ids},
             "history": history,
         });
-        Ok(Self { short: recipe.reference, config: Blob::json(CONFIG, &config)?, plain, gzipped })
+        Ok(Self {
+            short: recipe.reference,
+            config: Blob::json(CONFIG, &config)?,
+            plain,
+            gzipped,
+        })
     }
 
     /// The full reference, `docker.io/library/nginx:latest`.
@@ -187,7 +204,12 @@ mod tests {
     fn image(reference: &str) -> Image {
         let mut layer = Layer::default();
         layer.text("etc/motd", "hello\n");
-        Image::assemble(Recipe { reference: reference.into(), layers: vec![layer], config: json!({}) }).unwrap()
+        Image::assemble(Recipe {
+            reference: reference.into(),
+            layers: vec![layer],
+            config: json!({}),
+        })
+        .unwrap()
     }
 
     #[test]
@@ -212,6 +234,9 @@ mod tests {
     fn a_digest_is_the_hash_of_the_bytes() {
         // The empty string's SHA-256, from FIPS 180-4's examples.
         let blob = Blob::new(LAYER, Vec::new());
-        assert_eq!(blob.digest, "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855");
+        assert_eq!(
+            blob.digest,
+            "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
+        );
     }
 }

@@ -41,7 +41,10 @@ pub(crate) fn all(packages: &Packages) -> Result<Vec<Recipe>> {
         nginx(packages, "nginx:latest")?,
         nginx(packages, "nginx:1.14.2")?,
         redis(packages)?,
-        sh("ghcr.io/subicura/counter:latest", include_str!("scripts/counter.sh"))?,
+        sh(
+            "ghcr.io/subicura/counter:latest",
+            include_str!("scripts/counter.sh"),
+        )?,
         sh("ghcr.io/subicura/echo:v1", include_str!("scripts/echo.sh"))?,
         sh("mysql:5.7", include_str!("scripts/mysql.sh"))?,
         sh("myapp:latest", include_str!("scripts/myapp.sh"))?,
@@ -74,7 +77,10 @@ fn nginx(packages: &Packages, reference: &str) -> Result<Recipe> {
     add_program(&mut program, &packages.nginx, "/usr/sbin/nginx")?;
     let mut own = Layer::default();
     own.text("etc/nginx/nginx.conf", include_str!("scripts/nginx.conf"))
-        .text("usr/share/nginx/html/index.html", include_str!("scripts/index.html"))
+        .text(
+            "usr/share/nginx/html/index.html",
+            include_str!("scripts/index.html"),
+        )
         .dir("var/lib/nginx", 0o755, WWW_DATA)
         .dir("var/log/nginx", 0o755, 0);
     Ok(Recipe {
@@ -120,7 +126,10 @@ fn system_files(layer: &mut Layer) {
         )
         .text("etc/group", "root:x:0:\nwww-data:x:33:\nnogroup:x:65534:\n")
         .text("etc/hosts", "127.0.0.1 localhost\n::1 localhost\n")
-        .text("etc/nsswitch.conf", "passwd: files\ngroup: files\nhosts: files dns\n")
+        .text(
+            "etc/nsswitch.conf",
+            "passwd: files\ngroup: files\nhosts: files dns\n",
+        )
         .dir("root", 0o700, 0)
         .dir("run", 0o755, 0)
         .dir("tmp", 0o1777, 0)
@@ -147,7 +156,9 @@ fn add_program(layer: &mut Layer, package: &Unpacked, path: &str) -> Result<()> 
     let program = package.resolve(path)?;
     layer.copy(path.trim_start_matches('/'), &program)?;
     for library in package.libraries(&program)? {
-        let inside = library.strip_prefix(package.root()).context("a library outside its package")?;
+        let inside = library
+            .strip_prefix(package.root())
+            .context("a library outside its package")?;
         layer.copy(&inside.display().to_string(), &real(package, inside)?)?;
     }
     // The program names its loader by this path, which Debian's package has as a link or a file.
@@ -176,7 +187,11 @@ mod tests {
             ("mysql:5.7", "mysql"),
             ("hello:1.1.1", "hello"),
         ] {
-            let recipe = Recipe { reference: reference.into(), layers: Vec::new(), config: json!({}) };
+            let recipe = Recipe {
+                reference: reference.into(),
+                layers: Vec::new(),
+                config: json!({}),
+            };
             assert_eq!(recipe.file_name(), name);
         }
     }

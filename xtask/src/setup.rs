@@ -1,0 +1,279 @@
+//! What the commands need from the machine: packages, Rust tools, and programs taken from Debian's packages.
+//!
+//! Everything that can be unpacked under `target/` is; only what must be installed is, and no daemon is started.
+//! A second run finds all of it and takes under a second.
+
+use std::os::unix::process::CommandExt as _;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context as _, Result, bail};
+
+use crate::command;
+use crate::debian::Suite;
+use crate::files;
+use crate::workspace::Workspace;
+
+/// Programs that must be installed, with the Debian package that carries each. None of them is a daemon.
+const INSTALLED: [(&str, &str); 8] = [
+    ("cc", "gcc"),
+    ("git", "git"),
+    ("curl", "curl"),
+    ("ip", "iproute2"),
+    ("nft", "nftables"),
+    ("xz", "xz-utils"),
+    ("mount", "mount"),
+    ("openssl", "openssl"),
+];
+
+/// The versions that this tree is tested with.
+const NEXTEST: &str = "0.9.143";
+const DENY: &str = "0.20.2";
+
+/// The Debian suites whose `kubectl` we test with: the one most people have, and the newest.
+const KUBECTL: (&str, &str) = ("trixie", "1.32");
+const KUBECTL_NEXT: (&str, &str) = ("forky", "1.36");
+
+/// Installs the packages that are missing, when this process may.
+pub(crate) fn packages(wanted: &[&str]) -> Result<()> {
+    if wanted.is_empty() {
+        return Ok(());
+    }
+    let line = format!("apt-get install --no-install-recommends {}", wanted.join(" "));
+    if !is_root() {
+        bail!("missing Debian packages. Run this, then try again:\n\n    sudo {line}\n");
+    }
+    println!("  installing {}", wanted.join(" "));
+    let lists_are_stale = files::age(Path::new("/var/lib/apt/lists/partial"))
+        .is_none_or(|age| age > std::time::Duration::from_secs(24 * 3600));
+    let install = || {
+        let mut apt = apt_get();
+        apt.args(["-y", "-qq", "--no-install-recommends", "install"])
+            .args(wanted);
+        command::quiet(&mut apt)
+    };
+    // Lists that look fresh can still be incomplete (an image whose lists were emptied): then update and try again.
+    if lists_are_stale || install().is_err() {
+        command::quiet(apt_get().args(["-qq", "update"]))?;
+        install().with_context(|| format!("cannot install packages; by hand: {line}"))?;
+    }
+    Ok(())
+}
+
+fn apt_get() -> Command {
+    let mut command = Command::new("apt-get");
+    command
+        .env("DEBIAN_FRONTEND", "noninteractive")
+        .env("LC_ALL", "C.UTF-8");
+    command
+}
+
+/// The packages that every command needs and this machine lacks.
+pub(crate) fn missing_packages() -> Vec<&'static str> {
+    INSTALLED
+        .into_iter()
+        .filter(|(program, _)| command::find(program).is_none())
+        .map(|(_, package)| package)
+        .collect()
+}
+
+/// Starts this command again through sudo unless it runs as root already.
+///
+/// Containers need namespaces, cgroups and mounts, hence root.
+pub(crate) fn become_root() -> Result<()> {
+    if is_root() {
+        return Ok(());
+    }
+    let line = "containers need root, and there is no sudo here: run the same command as root";
+    let sudo = command::find("sudo").context(line)?;
+    eprintln!("containers need root: going on through sudo (files under target/ will belong to root)");
+    let mut again = Command::new(sudo);
+    again.arg("env");
+    // The caller's Rust, not root's.
+    for name in [
+        "PATH",
+        "HOME",
+        "CARGO_HOME",
+        "RUSTUP_HOME",
+        "RUSTUP_TOOLCHAIN",
+        "CARGO_MANIFEST_DIR",
+        "CARGO_TARGET_DIR",
+    ] {
+        if let Some(value) = std::env::var_os(name) {
+            let mut pair = std::ffi::OsString::from(format!("{name}="));
+            pair.push(value);
+            again.arg(pair);
+        }
+    }
+    again
+        .arg(std::env::current_exe().context("cannot tell our own path")?)
+        .args(std::env::args_os().skip(1));
+    Err(again.exec()).context("cannot start sudo")
+}
+
+/// Whether this process runs as root.
+pub(crate) fn is_root() -> bool {
+    nix::unistd::geteuid().is_root()
+}
+
+/// Checks the pinned toolchain and brings what is missing of it.
+pub(crate) fn rust(workspace: &Workspace) -> Result<()> {
+    let pinned = pinned_toolchain(workspace)?;
+    let root = workspace.root();
+    let found = command::output(command::at(root, "rustc").arg("--version")).with_context(|| {
+        format!("Rust {pinned} is needed: install rustup, then `rustup toolchain install {pinned}`")
+    })?;
+    if found.split_whitespace().nth(1) != Some(&pinned) {
+        bail!(
+            "rust-toolchain.toml asks for {pinned}, but `rustc --version` says {}",
+            found.trim()
+        );
+    }
+    for (component, subcommand) in [("rustfmt", "fmt"), ("clippy", "clippy")] {
+        if !command::succeeds(command::at(root, "cargo").args([subcommand, "--version"])) {
+            println!("  adding {component}");
+            command::quiet(command::at(root, "rustup").args(["component", "add", component]))?;
+        }
+    }
+    Ok(())
+}
+
+/// The channel that `rust-toolchain.toml` pins.
+pub(crate) fn pinned_toolchain(workspace: &Workspace) -> Result<String> {
+    let path = workspace.root().join("rust-toolchain.toml");
+    let text = files::read(&path)?;
+    let line = text.lines().find_map(|line| line.trim().strip_prefix("channel"));
+    let value = line.and_then(|rest| rest.split('"').nth(1));
+    value
+        .map(str::to_owned)
+        .with_context(|| format!("{} has no channel", path.display()))
+}
+
+/// Puts cargo-nextest in reach.
+pub(crate) fn nextest(workspace: &Workspace) -> Result<()> {
+    cargo_tool(workspace, "cargo-nextest", NEXTEST)
+}
+
+/// Puts cargo-deny in reach.
+pub(crate) fn deny(workspace: &Workspace) -> Result<()> {
+    cargo_tool(workspace, "cargo-deny", DENY)
+}
+
+fn cargo_tool(workspace: &Workspace, name: &str, version: &str) -> Result<()> {
+    let ours = workspace.tools().join("bin").join(name);
+    if ours.is_file() || command::find(name).is_some() {
+        return Ok(());
+    }
+    println!("  building {name} {version} (some minutes, once)");
+    command::quiet(
+        command::at(workspace.root(), "cargo")
+            .args([
+                "install",
+                "--quiet",
+                "--locked",
+                name,
+                "--version",
+                version,
+                "--root",
+            ])
+            .arg(workspace.tools()),
+    )
+}
+
+/// `PATH` with our own tools first.
+pub(crate) fn path(workspace: &Workspace) -> Result<std::ffi::OsString> {
+    let rest = std::env::var_os("PATH").unwrap_or_default();
+    let dirs = std::iter::once(workspace.tools().join("bin"))
+        .chain(std::env::split_paths(&rest))
+        .chain(["/usr/sbin", "/sbin"].map(PathBuf::from));
+    std::env::join_paths(dirs).context("a directory of PATH holds a colon")
+}
+
+/// Programs that tests and demo drive, each as a path that can be executed.
+pub(crate) struct Programs {
+    /// kubectl as most clusters' users have it.
+    pub(crate) kubectl: PathBuf,
+    /// The newest kubectl that Debian carries.
+    pub(crate) kubectl_next: PathBuf,
+    mosquitto: PathBuf,
+    mosquitto_passwd: PathBuf,
+    docker_registry: PathBuf,
+    skopeo: PathBuf,
+}
+
+impl Programs {
+    /// Fetches what is not there yet.
+    pub(crate) fn prepare(workspace: &Workspace) -> Result<Self> {
+        let suite = Suite::of_system(workspace)?;
+        let take = |package: &str, program: &str| -> Result<PathBuf> {
+            expose(workspace, &suite, package, program, "")
+        };
+        Ok(Self {
+            kubectl: kubectl(workspace, KUBECTL)?,
+            kubectl_next: kubectl(workspace, KUBECTL_NEXT)?,
+            mosquitto: take("mosquitto", "/usr/sbin/mosquitto")?,
+            mosquitto_passwd: take("mosquitto", "/usr/bin/mosquitto_passwd")?,
+            docker_registry: take("docker-registry", "/usr/bin/docker-registry")?,
+            skopeo: take("skopeo", "/usr/bin/skopeo")?,
+        })
+    }
+
+    /// The variables through which tests find these programs.
+    pub(crate) fn environment(&self) -> [(&'static str, &Path); 6] {
+        [
+            ("SKIFF_KUBECTL", &self.kubectl),
+            ("SKIFF_KUBECTL_NEXT", &self.kubectl_next),
+            ("SKIFF_MOSQUITTO", &self.mosquitto),
+            ("SKIFF_MOSQUITTO_PASSWD", &self.mosquitto_passwd),
+            ("SKIFF_DOCKER_REGISTRY", &self.docker_registry),
+            ("SKIFF_SKOPEO", &self.skopeo),
+        ]
+    }
+}
+
+/// qemu-user for a foreign architecture's programs; nothing is registered with the kernel.
+pub(crate) fn qemu(workspace: &Workspace, arch: &str) -> Result<PathBuf> {
+    let suite = Suite::of_system(workspace)?;
+    let program = format!("/usr/bin/qemu-{arch}-static");
+    expose(workspace, &suite, "qemu-user-static", &program, "")
+}
+
+fn kubectl(workspace: &Workspace, (suite, version): (&str, &str)) -> Result<PathBuf> {
+    let package = Suite::named(workspace, suite)?;
+    let program = expose(
+        workspace,
+        &package,
+        "kubectl",
+        "/usr/bin/kubectl",
+        &format!("-{version}"),
+    )?;
+    let said = command::output(Command::new(&program).args(["version", "--client"]))?;
+    if !said.contains(&format!("v{version}.")) {
+        bail!(
+            "Debian {suite} was expected to carry kubectl {version}, but it says: {}",
+            said.trim()
+        );
+    }
+    Ok(program)
+}
+
+/// Makes a program of a Debian package runnable under `target/tools/bin`.
+fn expose(
+    workspace: &Workspace,
+    suite: &Suite,
+    package: &str,
+    program: &str,
+    suffix: &str,
+) -> Result<PathBuf> {
+    let name = Path::new(program)
+        .file_name()
+        .unwrap_or_default()
+        .to_string_lossy();
+    let link = workspace.tools().join("bin").join(format!("{name}{suffix}"));
+    files::make_dir(&workspace.tools().join("bin"))?;
+    suite
+        .unpack(&[package])
+        .and_then(|unpacked| unpacked.expose(program, &link))
+        .with_context(|| format!("cannot get `{name}` from the Debian package {package}"))?;
+    Ok(link)
+}

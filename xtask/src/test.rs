@@ -1,0 +1,200 @@
+//! `cargo xtask test`: every check there is, in the order in which a mistake is cheapest to find.
+//!
+//! A step that fails does not stop those that do not need it; the summary names each, and nextest's line ends it.
+
+use std::io::{BufRead as _, BufReader, IsTerminal as _};
+use std::process::Stdio;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, bail};
+
+use crate::command;
+use crate::images;
+use crate::setup::{self, Programs};
+use crate::tidy;
+use crate::workspace::Workspace;
+
+/// The steps, in order.
+pub(crate) const STEPS: [&str; 8] = [
+    "setup", "fmt", "clippy", "deny", "tidy", "images", "build", "nextest",
+];
+
+/// How long the advisory database may take to answer before its check is left out.
+const ADVISORIES_SECONDS: &str = "60";
+
+enum Outcome {
+    Passed,
+    Failed,
+}
+
+/// Runs every step, or `only` one of them; `filter` goes to nextest.
+pub(crate) fn all(workspace: &Workspace, only: Option<&str>, filter: &[String]) -> Result<()> {
+    if let Some(name) = only
+        && !STEPS.contains(&name)
+    {
+        bail!("no step `{name}`; there are: {}", STEPS.join(", "));
+    }
+    let begun = Instant::now();
+    let mut done: Vec<(&str, Outcome, Duration)> = Vec::new();
+    let mut last_line = None;
+    for step in STEPS
+        .into_iter()
+        .filter(|step| only.is_none_or(|name| name == *step))
+    {
+        println!("\n==> {step} (at {})", minutes(begun.elapsed()));
+        let started = Instant::now();
+        let result = match step {
+            "nextest" => nextest(workspace, filter).map(|(passed, line)| {
+                last_line = line;
+                passed
+            }),
+            other => one(workspace, other).map(|()| true),
+        };
+        let outcome = match result {
+            Ok(true) => Outcome::Passed,
+            Ok(false) => Outcome::Failed,
+            Err(error) => {
+                eprintln!("error: {step}: {error:#}");
+                Outcome::Failed
+            }
+        };
+        let stop = matches!(outcome, Outcome::Failed) && ["setup", "build"].contains(&step);
+        done.push((step, outcome, started.elapsed()));
+        if stop {
+            break;
+        }
+    }
+    summary(&done, begun.elapsed(), last_line.as_deref())
+}
+
+fn summary(done: &[(&str, Outcome, Duration)], total: Duration, last_line: Option<&str>) -> Result<()> {
+    println!("\n==> summary (at {})", minutes(total));
+    for (step, outcome, took) in done {
+        let word = match outcome {
+            Outcome::Passed => "passed",
+            Outcome::Failed => "FAILED",
+        };
+        println!("  {step:<8} {word}  {}", minutes(*took));
+    }
+    if let Some(line) = last_line {
+        println!("{line}");
+    }
+    let failed: Vec<&str> = done
+        .iter()
+        .filter(|(_, outcome, _)| matches!(outcome, Outcome::Failed))
+        .map(|(step, _, _)| *step)
+        .collect();
+    if failed.is_empty() {
+        Ok(())
+    } else {
+        bail!("failed: {}", failed.join(", "))
+    }
+}
+
+fn one(workspace: &Workspace, step: &str) -> Result<()> {
+    let root = workspace.root();
+    match step {
+        "setup" => {
+            setup::packages(&setup::missing_packages())?;
+            setup::rust(workspace)?;
+            setup::nextest(workspace)?;
+            setup::deny(workspace)?;
+            Programs::prepare(workspace).map(drop)
+        }
+        "fmt" => command::run(command::at(root, "cargo").args(["fmt", "--all", "--check"])),
+        "clippy" => command::run(command::at(root, "cargo").args([
+            "clippy",
+            "--locked",
+            "--workspace",
+            "--all-targets",
+            "--quiet",
+            "--",
+            "-D",
+            "warnings",
+        ])),
+        "deny" => deny(workspace),
+        "tidy" => tidy::check(workspace),
+        "images" => images::build(workspace).map(drop),
+        "build" => build(workspace),
+        other => bail!("no step `{other}`"),
+    }
+}
+
+/// The binaries that end-to-end tests and the demo start.
+pub(crate) fn build(workspace: &Workspace) -> Result<()> {
+    command::run(command::at(workspace.root(), "cargo").args([
+        "build",
+        "--locked",
+        "--package",
+        "skiff",
+        "--package",
+        "skiff-agent",
+    ]))
+}
+
+fn deny(workspace: &Workspace) -> Result<()> {
+    let path = setup::path(workspace)?;
+    let cargo_deny = |args: &[&str]| {
+        let mut command = command::at(workspace.root(), "cargo");
+        command
+            .env("PATH", &path)
+            .args(["deny", "--log-level", "error"])
+            .args(args);
+        command
+    };
+    command::run(&mut cargo_deny(&["check", "bans", "licenses", "sources"]))?;
+    let mut fetch = command::at(workspace.root(), "timeout");
+    fetch.env("PATH", &path).args([
+        ADVISORIES_SECONDS,
+        "cargo",
+        "deny",
+        "--log-level",
+        "error",
+        "fetch",
+        "db",
+    ]);
+    if command::succeeds(&mut fetch) {
+        command::run(&mut cargo_deny(&["check", "--disable-fetch", "advisories"]))
+    } else {
+        println!("  advisories: skipped, their database cannot be reached from here");
+        Ok(())
+    }
+}
+
+/// Runs the tests; gives back whether all passed, and nextest's own summary line.
+fn nextest(workspace: &Workspace, filter: &[String]) -> Result<(bool, Option<String>)> {
+    let programs = Programs::prepare(workspace)?;
+    let mut command = command::at(workspace.root(), "cargo");
+    command
+        .args(["nextest", "run", "--locked", "--workspace"])
+        .args(if std::io::stderr().is_terminal() {
+            &["--color", "always"][..]
+        } else {
+            &[]
+        })
+        .args(filter)
+        .env("PATH", setup::path(workspace)?)
+        .env("SKIFF_IMAGES", workspace.images())
+        .env("SKIFF_BIN_DIR", workspace.binaries("debug"))
+        .envs(programs.environment())
+        .stderr(Stdio::piped());
+    let mut child = command
+        .spawn()
+        .with_context(|| format!("cannot start `{}`", command::line(&command)))?;
+    let mut last = None;
+    if let Some(stderr) = child.stderr.take() {
+        for line in BufReader::new(stderr).lines() {
+            let line = line.context("cannot read what nextest says")?;
+            eprintln!("{line}");
+            if line.contains("Summary") {
+                last = Some(line);
+            }
+        }
+    }
+    let status = child.wait().context("cannot wait for nextest")?;
+    Ok((status.success(), last))
+}
+
+fn minutes(time: Duration) -> String {
+    format!("{}:{:02}", time.as_secs() / 60, time.as_secs() % 60)
+}
