@@ -112,7 +112,8 @@ impl Storage for FileStorage {
                     missing: Segment::Zero,
                 });
             }
-            [true, true] => {}
+            // The renames may be those of a process that was killed before it had synced them.
+            [true, true] => self.handle.sync_all()?,
         }
         for segment in Segment::ALL {
             let file = OpenOptions::new()
