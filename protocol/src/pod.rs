@@ -32,12 +32,21 @@ impl Pod {
     /// A manifest without `metadata.uid` gets the nil uid, so that it can be checked before it is stored.
     ///
     /// # Errors
-    /// Every cause found, in the manifest's order, never an empty list.
+    /// Every cause found, never an empty list.
     pub fn parse(value: &Value) -> Result<Parsed, Vec<Cause>> {
         let unsupported = manifest::unsupported(value);
         let typed: manifest::Pod = manifest::decode("Pod", value)?;
         let (spec, mut causes) = convert::pod_spec(&typed);
-        causes.extend(check::check(&spec));
+        // A field that could not be converted holds a stand-in, of which the check must not complain again.
+        let unconverted = causes.len();
+        for cause in check::check(&spec) {
+            if !causes[..unconverted]
+                .iter()
+                .any(|known| known.field == cause.field)
+            {
+                causes.push(cause);
+            }
+        }
         causes.extend(unsupported.refused);
         if !causes.is_empty() {
             return Err(causes);

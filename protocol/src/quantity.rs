@@ -12,6 +12,9 @@ pub struct Quantity {
 }
 
 impl Quantity {
+    /// Nothing at all.
+    pub const ZERO: Self = Self { milli: 0 };
+
     /// Parses the forms that `k8s.io/apimachinery/pkg/api/resource` takes.
     ///
     /// # Errors
@@ -84,8 +87,8 @@ fn scale(suffix: &str) -> Option<(u32, i32)> {
         "Pi" => (50, 0),
         "Ei" => (60, 0),
         _ => {
-            let exponent = suffix.strip_prefix(['e', 'E'])?;
-            let exponent: i32 = exponent.strip_prefix('+').unwrap_or(exponent).parse().ok()?;
+            // `parse` takes one sign itself, and no more than one is a number.
+            let exponent: i32 = suffix.strip_prefix(['e', 'E'])?.parse().ok()?;
             (-24..=24).contains(&exponent).then_some((0, exponent))?
         }
     })
@@ -155,6 +158,9 @@ mod tests {
             "99999999999999999999999999",
             "1e",
             "0x10",
+            "1e++3",
+            "1e+-3",
+            "1e-",
         ] {
             assert!(Quantity::parse(text).is_err(), "{text}");
         }

@@ -70,7 +70,7 @@ static METADATA: [Field; 15] = [
     yes("selfLink", Str),
 ];
 
-static POD_SPEC: [Field; 41] = [
+static POD_SPEC: [Field; 43] = [
     yes("containers", List(&Object(&CONTAINER))),
     refused("initContainers", List(&Object(&CONTAINER)), &[]),
     refused("ephemeralContainers", List(&Object(&CONTAINER)), &[]),
@@ -116,6 +116,8 @@ static POD_SPEC: [Field; 41] = [
     refused("resourceClaims", List(&Any), &[]),
     later("resources", Object(&RESOURCES), &[]),
     later("hostnameOverride", Str, &[]),
+    later("evictionResponders", List(&Any), &[]),
+    refused("schedulingGroup", Any, &[]),
 ];
 
 static CONTAINER: [Field; 26] = [
@@ -189,7 +191,7 @@ static RESOURCES: [Field; 3] = [
     refused("claims", List(&Any), &[]),
 ];
 
-static VOLUME_MOUNT: [Field; 7] = [
+static VOLUME_MOUNT: [Field; 8] = [
     yes("name", Str),
     yes("mountPath", Str),
     yes("readOnly", Bool),
@@ -197,6 +199,7 @@ static VOLUME_MOUNT: [Field; 7] = [
     refused("subPathExpr", Str, &["\"\""]),
     refused("mountPropagation", Str, &["\"None\""]),
     later("recursiveReadOnly", Str, &["\"Disabled\""]),
+    refused("bindMountOptions", List(&Any), &[]),
 ];
 
 static SECURITY: [Field; 12] = [
@@ -247,12 +250,13 @@ static PROBE: [Field; 10] = [
     yes("terminationGracePeriodSeconds", Int),
 ];
 
-static HTTP_GET: [Field; 5] = [
+static HTTP_GET: [Field; 6] = [
     yes("path", Str),
     yes("port", IntOrString),
     yes("host", Str),
     yes("scheme", Str),
     yes("httpHeaders", List(&Any)),
+    yes("protocol", Str),
 ];
 
 static DNS_CONFIG: [Field; 3] = [
@@ -305,20 +309,31 @@ static VOLUME: [Field; 31] = [
     refused("vsphereVolume", Any, &[]),
 ];
 
-static EMPTY_DIR: [Field; 2] = [yes("medium", Str), yes("sizeLimit", Quantity)];
+static EMPTY_DIR: [Field; 3] = [
+    yes("medium", Str),
+    yes("sizeLimit", Quantity),
+    later("mode", Int, &[]),
+];
 
-static CONFIG_MAP_VOLUME: [Field; 4] = [
+static CONFIG_MAP_VOLUME: [Field; 5] = [
     yes("name", Str),
     yes("items", List(&Object(&KEY_TO_PATH))),
     yes("defaultMode", Int),
     yes("optional", Bool),
+    later("defaultUser", Int, &[]),
 ];
 
-static SECRET_VOLUME: [Field; 4] = [
+static SECRET_VOLUME: [Field; 5] = [
     yes("secretName", Str),
     yes("items", List(&Object(&KEY_TO_PATH))),
     yes("defaultMode", Int),
     yes("optional", Bool),
+    later("defaultUser", Int, &[]),
 ];
 
-static KEY_TO_PATH: [Field; 3] = [yes("key", Str), yes("path", Str), yes("mode", Int)];
+static KEY_TO_PATH: [Field; 4] = [
+    yes("key", Str),
+    yes("path", Str),
+    yes("mode", Int),
+    later("user", Int, &[]),
+];

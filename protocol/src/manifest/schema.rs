@@ -122,7 +122,16 @@ fn check(shape: Shape, value: &Value, path: &str, found: &mut Inspection) {
         (Shape::IntOrString, Value::String(_)) => return,
         (Shape::List(inner), Value::Array(items)) => {
             for (at, item) in items.iter().enumerate() {
-                check(*inner, item, &format!("{path}[{at}]"), found);
+                let path = format!("{path}[{at}]");
+                if item.is_null() && !matches!(inner, Shape::Any) {
+                    // Absence has a meaning for a field, and none for an item.
+                    let message =
+                        "expected a list item, found nothing; remove the '-' or write the item after it";
+                    let cause = Cause::new(path, Reason::TypeInvalid, message);
+                    found.type_errors.push(cause);
+                } else {
+                    check(*inner, item, &path, found);
+                }
             }
             return;
         }
@@ -153,7 +162,12 @@ fn check(shape: Shape, value: &Value, path: &str, found: &mut Inspection) {
     };
     let hint = match (shape, value) {
         (Shape::Str, Value::Number(_) | Value::Bool(_)) => format!("; write it in quotes: \"{value}\""),
-        (Shape::Int | Shape::Bool, Value::String(text)) => format!("; write it without quotes: {text}"),
+        (Shape::Int, Value::String(text)) if text.parse::<i64>().is_ok() => {
+            format!("; write it without quotes: {text}")
+        }
+        (Shape::Bool, Value::String(text)) if matches!(text.as_str(), "true" | "false") => {
+            format!("; write it without quotes: {text}")
+        }
         (Shape::List(_), _) => "; begin it with '- '".to_owned(),
         _ => String::new(),
     };

@@ -7,6 +7,7 @@ use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
 
+use super::convert::default_hostname;
 use crate::limits;
 use crate::manifest::Cause;
 use crate::wire::spec::{Container, EnvValue, PodSpec, Port, Security, Volume, VolumeSource};
@@ -65,8 +66,13 @@ const LABEL: &str = "a lowercase RFC 1123 label must consist of lower case alpha
 pub(super) fn check(pod: &PodSpec) -> Vec<Cause> {
     let mut out = Vec::new();
     metadata(pod, &mut out);
-    if !is_label(&pod.hostname) {
-        out.push(Cause::invalid("spec.hostname", &pod.hostname, LABEL));
+    // The default comes from the name, which may have dots; whoever writes a hostname writes a label.
+    if pod.hostname != default_hostname(&pod.name) && !is_label(&pod.hostname) {
+        out.push(Cause::invalid(
+            "spec.hostname",
+            &pod.hostname,
+            label_rule(&pod.hostname),
+        ));
     }
     let volumes = volumes(&pod.volumes, &mut out);
     if pod.containers.is_empty() {
@@ -100,19 +106,18 @@ fn metadata(pod: &PodSpec, out: &mut Vec<Cause>) {
             "name or generateName is required",
         ));
     } else if !is_subdomain(&pod.name) {
-        out.push(Cause::invalid("metadata.name", &pod.name, SUBDOMAIN));
+        let rule = if pod.name.len() > limits::OBJECT_NAME {
+            "must be no more than 253 bytes"
+        } else {
+            SUBDOMAIN
+        };
+        out.push(Cause::invalid("metadata.name", &pod.name, rule));
     }
     if !is_label(&pod.namespace) {
-        out.push(Cause::invalid("metadata.namespace", &pod.namespace, LABEL));
+        let rule = label_rule(&pod.namespace);
+        out.push(Cause::invalid("metadata.namespace", &pod.namespace, rule));
     }
-    for (key, value) in &pod.labels {
-        if !is_qualified(key) {
-            out.push(Cause::invalid("metadata.labels", key, "a label's key is [prefix/]name, a name at most 63 letters, digits, '-', '_' or '.', with a letter or digit at both ends"));
-        }
-        if !value.is_empty() && !is_name_part(value) {
-            out.push(Cause::invalid("metadata.labels", value, "a valid label must be an empty string or consist of alphanumeric characters, '-', '_' or '.', and must start and end with an alphanumeric character, at most 63"));
-        }
-    }
+    labels("metadata.labels", &pod.labels, out);
     for key in pod.annotations.keys() {
         if !is_qualified(&key.to_ascii_lowercase()) {
             out.push(Cause::invalid(
@@ -133,6 +138,18 @@ fn metadata(pod: &PodSpec, out: &mut Vec<Cause>) {
             limits::ANNOTATION_BYTES,
             "bytes",
         ));
+    }
+}
+
+/// Label keys and values, or what selects by them.
+pub(super) fn labels(field: &str, labels: &BTreeMap<String, String>, out: &mut Vec<Cause>) {
+    for (key, value) in labels {
+        if !is_qualified(key) {
+            out.push(Cause::invalid(field, key, "a label's key is [prefix/]name, a name at most 63 letters, digits, '-', '_' or '.', with a letter or digit at both ends"));
+        }
+        if !value.is_empty() && !is_name_part(value) {
+            out.push(Cause::invalid(field, value, "a valid label must be an empty string or consist of alphanumeric characters, '-', '_' or '.', and must start and end with an alphanumeric character, at most 63"));
+        }
     }
 }
 
@@ -184,7 +201,7 @@ fn name<'a>(field: &str, value: &'a str, seen: &mut BTreeSet<&'a str>, out: &mut
     if value.is_empty() {
         out.push(Cause::required(field, ""));
     } else if !is_label(value) {
-        out.push(Cause::invalid(field, value, LABEL));
+        out.push(Cause::invalid(field, value, label_rule(value)));
     }
     if !seen.insert(value) && !value.is_empty() {
         out.push(Cause::duplicate(field, value));
@@ -343,12 +360,7 @@ fn ports(path: &str, ports: &[Port], host_ports: &mut HostPorts, out: &mut Vec<C
             }
         }
         if port.container_port == 0 {
-            let range = "must be between 1 and 65535, inclusive";
-            out.push(Cause::invalid(
-                format!("{path}.containerPort"),
-                port.container_port,
-                range,
-            ));
+            out.push(Cause::required(format!("{path}.containerPort"), ""));
         }
         if port.host_port != 0
             && !host_ports.insert((port.protocol as u8, port.host_ip.clone(), port.host_port))
@@ -379,6 +391,15 @@ fn capabilities(path: &str, security: &Security, out: &mut Vec<Cause>) {
                 out.push(cause);
             }
         }
+    }
+}
+
+/// Which rule of a label `text` breaks.
+fn label_rule(text: &str) -> &'static str {
+    if text.len() > limits::LABEL {
+        "must be no more than 63 bytes"
+    } else {
+        LABEL
     }
 }
 

@@ -1,15 +1,18 @@
 //! From a typed manifest to the wire's Pod: defaults filled in, text turned into numbers.
 //!
-//! Always holds: indices are kept, so that a later check names the field the user wrote.
+//! Always holds: indices are kept, so that a later check names the field the user wrote. What cannot be converted
+//! leaves a stand-in and a cause, and a Pod with a cause is never used.
 
 use alloc::borrow::ToOwned;
 use alloc::collections::BTreeMap;
 use alloc::format;
-use alloc::string::String;
+use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 
+use super::check;
 use crate::manifest::{self, Cause};
 use crate::quantity::Quantity;
+use crate::topic::NodeName;
 use crate::uid::Uid;
 use crate::wire::spec::{
     Container, EnvFrom, EnvValue, EnvVar, FieldPath, KeyToPath, Mount, PodSecurity, PodSpec, Port, Protocol,
@@ -18,6 +21,12 @@ use crate::wire::spec::{
 
 /// Kubernetes' default for `terminationGracePeriodSeconds`.
 const GRACE_SECONDS: u32 = 30;
+
+/// What a volume without a source is, as in Kubernetes.
+const EMPTY_DIR: VolumeSource = VolumeSource::EmptyDir {
+    memory: false,
+    size_limit: None,
+};
 
 /// Where `kubectl apply` keeps the last manifest; of no use to a node and often its largest part.
 const LAST_APPLIED: &str = "kubectl.kubernetes.io/last-applied-configuration";
@@ -37,15 +46,15 @@ pub(super) fn pod_spec(pod: &manifest::Pod) -> (PodSpec, Vec<Cause>) {
 impl Convert {
     fn pod(&mut self, pod: &manifest::Pod) -> PodSpec {
         if pod.api_version != "v1" {
-            let hint = if pod.api_version.is_empty() {
-                "Required value: write apiVersion: v1"
+            self.causes.push(if pod.api_version.is_empty() {
+                Cause::required("apiVersion", "write apiVersion: v1")
             } else {
-                "must be \"v1\""
-            };
-            self.causes
-                .push(Cause::new("apiVersion", manifest::Reason::Required, hint));
+                Cause::not_supported("apiVersion", &pod.api_version, &["v1"])
+            });
         }
-        if pod.kind != "Pod" {
+        if pod.kind.is_empty() {
+            self.causes.push(Cause::required("kind", "write kind: Pod"));
+        } else if pod.kind != "Pod" {
             self.causes
                 .push(Cause::not_supported("kind", &pod.kind, &["Pod"]));
         }
@@ -61,6 +70,7 @@ impl Convert {
             Uid([0; 16])
         });
         let spec = &pod.spec;
+        self.placement(spec);
         let security = self.pod_security(&spec.security_context);
         let containers = spec.containers.iter().enumerate();
         let containers = containers
@@ -68,7 +78,7 @@ impl Convert {
             .collect();
         let volumes = spec.volumes.iter().enumerate();
         let volumes = volumes
-            .filter_map(|(at, it)| self.volume(&format!("spec.volumes[{at}]"), it))
+            .map(|(at, it)| self.volume(&format!("spec.volumes[{at}]"), it))
             .collect();
         let mut annotations = meta.annotations.clone();
         annotations.remove(LAST_APPLIED);
@@ -98,6 +108,17 @@ impl Convert {
             containers,
             volumes,
         }
+    }
+
+    /// What only the server reads: where the Pod may run.
+    fn placement(&mut self, spec: &manifest::PodSpec) {
+        if !spec.node_name.is_empty() && NodeName::parse(&spec.node_name).is_err() {
+            let why =
+                "a node's name is at most 23 lower case letters, digits or '-', with no '-' at either end";
+            self.causes
+                .push(Cause::invalid("spec.nodeName", &spec.node_name, why));
+        }
+        check::labels("spec.nodeSelector", &spec.node_selector, &mut self.causes);
     }
 
     fn seconds(&mut self, field: &str, value: Option<i64>) -> u32 {
@@ -206,13 +227,13 @@ impl Convert {
                 .env_from
                 .iter()
                 .enumerate()
-                .filter_map(|(at, it)| self.env_from(path, at, it))
+                .map(|(at, it)| self.env_from(path, at, it))
                 .collect(),
             env: from
                 .env
                 .iter()
                 .enumerate()
-                .filter_map(|(at, it)| self.env(path, at, it))
+                .map(|(at, it)| self.env(path, at, it))
                 .collect(),
             ports: from
                 .ports
@@ -253,47 +274,49 @@ impl Convert {
         }
     }
 
-    fn env_from(&mut self, path: &str, at: usize, from: &manifest::EnvFromSource) -> Option<EnvFrom> {
+    fn env_from(&mut self, path: &str, at: usize, from: &manifest::EnvFromSource) -> EnvFrom {
         let (secret, source) = match (&from.config_map_ref, &from.secret_ref) {
-            (Some(map), None) => (false, map),
-            (None, Some(secret)) => (true, secret),
-            (None, None) => {
-                let what = "must specify one of: `configMapRef` or `secretRef`";
+            (Some(map), None) => (false, map.clone()),
+            (None, Some(secret)) => (true, secret.clone()),
+            (none, _) => {
+                let why = if none.is_none() {
+                    "must specify one of: `configMapRef` or `secretRef`"
+                } else {
+                    "may not have more than one field specified at a time"
+                };
                 self.causes
-                    .push(Cause::invalid(format!("{path}.envFrom[{at}]"), "", what));
-                return None;
-            }
-            (Some(_), Some(_)) => {
-                let what = "may not have more than one field specified at a time";
-                self.causes
-                    .push(Cause::invalid(format!("{path}.envFrom[{at}]"), "", what));
-                return None;
+                    .push(Cause::invalid(format!("{path}.envFrom[{at}]"), "", why));
+                let stand_in = manifest::OptionalReference {
+                    name: "none".to_owned(),
+                    optional: true,
+                };
+                (false, stand_in)
             }
         };
-        Some(EnvFrom {
+        EnvFrom {
             prefix: from.prefix.clone(),
             secret,
-            name: source.name.clone(),
+            name: source.name,
             optional: source.optional,
-        })
+        }
     }
 
-    fn env(&mut self, path: &str, at: usize, from: &manifest::EnvVar) -> Option<EnvVar> {
+    fn env(&mut self, path: &str, at: usize, from: &manifest::EnvVar) -> EnvVar {
         let path = format!("{path}.env[{at}]");
         let value = match (&from.value, &from.value_from) {
-            (value, None) => EnvValue::Literal(value.clone().unwrap_or_default()),
+            (value, None) => Some(EnvValue::Literal(value.clone().unwrap_or_default())),
             (Some(value), Some(_)) if !value.is_empty() => {
                 let why = "may not be specified when `value` is not empty";
                 self.causes
                     .push(Cause::invalid(format!("{path}.valueFrom"), "", why));
-                return None;
+                None
             }
-            (_, Some(source)) => self.env_source(&format!("{path}.valueFrom"), source)?,
+            (_, Some(source)) => self.env_source(&format!("{path}.valueFrom"), source),
         };
-        Some(EnvVar {
+        EnvVar {
             name: from.name.clone(),
-            value,
-        })
+            value: value.unwrap_or_else(|| EnvValue::Literal(String::new())),
+        }
     }
 
     fn env_source(&mut self, path: &str, source: &manifest::EnvVarSource) -> Option<EnvValue> {
@@ -367,14 +390,14 @@ impl Convert {
     fn port(&mut self, path: &str, at: usize, from: &manifest::ContainerPort) -> Port {
         let path = format!("{path}.ports[{at}]");
         let range = "must be between 1 and 65535, inclusive";
-        let container_port = u16::try_from(from.container_port).unwrap_or(0);
-        if container_port == 0 {
+        let container_port = u16::try_from(from.container_port).unwrap_or_else(|_| {
             self.causes.push(Cause::invalid(
                 format!("{path}.containerPort"),
                 from.container_port,
                 range,
             ));
-        }
+            0
+        });
         let host_port = u16::try_from(from.host_port).unwrap_or_else(|_| {
             self.causes
                 .push(Cause::invalid(format!("{path}.hostPort"), from.host_port, range));
@@ -449,22 +472,23 @@ impl Convert {
                     continue;
                 }
             };
-            match Quantity::parse(&written.0) {
-                Ok(value) if value.milli() >= 0 => *slot = Some(value),
-                Ok(_) => {
-                    self.causes.push(Cause::invalid(
-                        field,
-                        &written.0,
-                        "must be greater than or equal to 0",
-                    ));
-                }
-                Err(error) => self.causes.push(Cause::invalid(field, &written.0, error)),
-            }
+            *slot = self.amount(field, &written.0);
         }
         out
     }
 
-    fn volume(&mut self, path: &str, from: &manifest::Volume) -> Option<Volume> {
+    /// A quantity that is not negative.
+    fn amount(&mut self, field: String, written: &str) -> Option<Quantity> {
+        let why = match Quantity::parse(written) {
+            Ok(value) if value >= Quantity::ZERO => return Some(value),
+            Ok(_) => "must be greater than or equal to 0".to_owned(),
+            Err(error) => error.to_string(),
+        };
+        self.causes.push(Cause::invalid(field, written, why));
+        None
+    }
+
+    fn volume(&mut self, path: &str, from: &manifest::Volume) -> Volume {
         let source = match (&from.empty_dir, &from.config_map, &from.secret) {
             (Some(dir), None, None) => self.empty_dir(path, dir),
             (None, Some(map), None) => {
@@ -490,20 +514,17 @@ impl Convert {
                 )
             }
             // A source that is known and refused has its own cause; this one is for none at all.
-            (None, None, None) => VolumeSource::EmptyDir {
-                memory: false,
-                size_limit: None,
-            },
+            (None, None, None) => EMPTY_DIR,
             _ => {
                 self.causes
                     .push(Cause::forbidden(path, "may not specify more than 1 volume type"));
-                return None;
+                EMPTY_DIR
             }
         };
-        Some(Volume {
+        Volume {
             name: from.name.clone(),
             source,
-        })
+        }
     }
 
     fn empty_dir(&mut self, path: &str, dir: &manifest::EmptyDir) -> VolumeSource {
@@ -514,23 +535,12 @@ impl Convert {
                 &["", "Memory"],
             ));
         }
-        let size_limit = dir
-            .size_limit
-            .as_ref()
-            .and_then(|written| match Quantity::parse(&written.0) {
-                Ok(value) => u64::try_from(value.value()).ok(),
-                Err(error) => {
-                    self.causes.push(Cause::invalid(
-                        format!("{path}.emptyDir.sizeLimit"),
-                        &written.0,
-                        error,
-                    ));
-                    None
-                }
-            });
+        let field = format!("{path}.emptyDir.sizeLimit");
+        let written = dir.size_limit.as_ref();
+        let size_limit = written.and_then(|written| self.amount(field, &written.0));
         VolumeSource::EmptyDir {
             memory: dir.medium == "Memory",
-            size_limit,
+            size_limit: size_limit.map(|it| it.value().unsigned_abs()),
         }
     }
 
@@ -582,14 +592,20 @@ fn default_pull_policy(image: &str) -> PullPolicy {
 }
 
 fn hostname(written: &str, pod: &str) -> String {
-    if !written.is_empty() {
-        return written.to_owned();
+    if written.is_empty() {
+        default_hostname(pod).to_owned()
+    } else {
+        written.to_owned()
     }
+}
+
+/// The Pod's name, cut to what every resolver takes as one name.
+pub(super) fn default_hostname(pod: &str) -> &str {
     let cut = pod
         .char_indices()
         .map(|(at, c)| at + c.len_utf8())
         .take_while(|end| *end <= 63)
         .last()
         .unwrap_or(0);
-    pod[..cut].trim_end_matches(['-', '.']).to_owned()
+    pod[..cut].trim_end_matches(['-', '.'])
 }
