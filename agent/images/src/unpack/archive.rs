@@ -148,7 +148,8 @@ impl Extensions {
             b"uid" => self.uid = Some(whole()?),
             b"gid" => self.gid = Some(whole()?),
             b"mtime" => {
-                self.mtime = Some(timestamp(value).ok_or_else(|| archive_error("a PAX mtime is malformed"))?)
+                let mtime = timestamp(value).ok_or_else(|| archive_error("a PAX mtime is malformed"))?;
+                self.mtime = Some(mtime);
             }
             _ => {
                 if key.starts_with(b"GNU.sparse.") {
@@ -209,7 +210,7 @@ fn parse<'a, R: Read>(entry: tar::Entry<'a, R>, extensions: Extensions) -> Resul
     let link = extensions
         .link
         .or_else(|| header.link_name_bytes().map(std::borrow::Cow::into_owned));
-    let kind = kind(header, &path, &raw_path, link)?;
+    let kind = kind(header, &path, &raw_path, link.as_deref())?;
     let id = |given: Option<u64>, in_header: io::Result<u64>| {
         let id = given.map_or(in_header, Ok).map_err(UnpackError::Archive)?;
         match u32::try_from(id) {
@@ -247,11 +248,11 @@ fn kind(
     header: &Header,
     path: &[Vec<u8>],
     raw_path: &[u8],
-    link: Option<Vec<u8>>,
+    link: Option<&[u8]>,
 ) -> Result<Kind, UnpackError> {
-    let target = || match &link {
+    let target = || match link {
         Some(link) if !link.is_empty() && link.len() < MAX_PATH_BYTES && !link.contains(&0) => {
-            Ok(link.clone())
+            Ok(link.to_vec())
         }
         _ => Err(refused(path, "its link target is empty, too long or has a NUL")),
     };

@@ -171,7 +171,7 @@ impl<'a> Unpack<'a> {
             Kind::HardLink(target) => self.tree.hard_link(&entry.path, target)?,
             Kind::Fifo => self.tree.node(&entry.path, &attributes, FileType::Fifo, 0)?,
             Kind::Device { .. } if self.options.devices == DeviceNodes::Skip => {
-                self.done.skipped_devices += 1
+                self.done.skipped_devices += 1;
             }
             Kind::Device {
                 major: 0, minor: 0, ..
