@@ -157,13 +157,6 @@ pub enum ShimError {
 pub enum Event {
     /// A container's init has exited and its output has been read as far as it was written by then.
     Exited(Exit),
-    /// The kernel killed a process of a container that itself goes on.
-    OomKill {
-        /// The container.
-        container: String,
-        /// Kills in its cgroup so far.
-        count: u64,
-    },
 }
 
 /// How a container ended. Mirrored to `exits/<container>` in the Pod's directory until the container is deleted.
@@ -179,7 +172,7 @@ pub struct Exit {
     pub exit_code: i32,
     /// The signal that killed it.
     pub signal: Option<i32>,
-    /// The kernel killed a process of it for want of memory.
+    /// The kernel killed a process of it for want of memory; not necessarily its first one.
     pub oom_killed: bool,
     /// When it started.
     pub started_at: Stamp,

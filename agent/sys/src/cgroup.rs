@@ -72,7 +72,11 @@ impl Cgroups {
     pub fn detect(root: &Path) -> Result<Self> {
         if let Ok(list) = fs::read_to_string(root.join("cgroup.controllers")) {
             let controllers = list.split_ascii_whitespace().map(str::to_owned).collect();
-            return Ok(Self { root: root.to_owned(), version: Version::V2, controllers });
+            return Ok(Self {
+                root: root.to_owned(),
+                version: Version::V2,
+                controllers,
+            });
         }
         let mut controllers = BTreeSet::new();
         for entry in fs::read_dir(root).doing_path("list", root)? {
@@ -89,7 +93,11 @@ impl Cgroups {
             return Err(io::Error::other("no cgroup file system is mounted")).doing_path("use", root);
         }
         let version = if unified { Version::Hybrid } else { Version::V1 };
-        Ok(Self { root: root.to_owned(), version, controllers })
+        Ok(Self {
+            root: root.to_owned(),
+            version,
+            controllers,
+        })
     }
 
     /// What the node mounts.
@@ -165,7 +173,10 @@ impl Cgroups {
     fn enable_on_ancestors(&self, path: &str) -> Result<()> {
         let mut dir = self.root.clone();
         for part in Path::new(path) {
-            for controller in CONTROLLERS.iter().filter(|name| self.controllers.contains(**name)) {
+            for controller in CONTROLLERS
+                .iter()
+                .filter(|name| self.controllers.contains(**name))
+            {
                 let file = dir.join("cgroup.subtree_control");
                 // A parent that lacks one (a container's view of the host) shows when a limit is set.
                 let _ = write(&file, &format!("+{controller}"));
@@ -213,11 +224,15 @@ impl Cgroups {
 
     fn set(&self, controller: &str, path: &str, file: &str, value: &str) -> Result<()> {
         if !self.controllers.contains(controller) {
-            let cause = io::Error::other(format!("the {controller} controller is not available on this node"));
+            let cause = io::Error::other(format!(
+                "the {controller} controller is not available on this node"
+            ));
             return Err(cause).doing("limit cgroup", path);
         }
         let file = self.dir(controller, path).join(file);
-        write(&file, value).map_err(|cause| io::Error::new(cause.kind(), format!("{value}: {cause}"))).doing_path("set", &file)
+        write(&file, value)
+            .map_err(|cause| io::Error::new(cause.kind(), format!("{value}: {cause}")))
+            .doing_path("set", &file)
     }
 
     /// Moves a process into a cgroup.
@@ -265,7 +280,9 @@ impl Cgroups {
         match self.version {
             Version::V2 => Some(self.root.join(path)),
             Version::V1 | Version::Hybrid => {
-                let name = V1_TRACKING.iter().find(|name| self.controllers.contains(**name))?;
+                let name = V1_TRACKING
+                    .iter()
+                    .find(|name| self.controllers.contains(**name))?;
                 Some(self.dir(name, path))
             }
         }
@@ -303,7 +320,8 @@ impl Cgroups {
         // A frozen process cannot fork away from the signal, which it gets when it is thawed.
         self.freeze(path, true);
         let killed = self.pids(path).and_then(|pids| {
-            pids.into_iter().try_for_each(|pid| process::ignore_gone(process::kill(pid, libc::SIGKILL)))
+            pids.into_iter()
+                .try_for_each(|pid| process::ignore_gone(process::kill(pid, libc::SIGKILL)))
         });
         self.freeze(path, false);
         killed
@@ -312,7 +330,10 @@ impl Cgroups {
     /// Best effort: without a freezer the signals are repeated until nothing is left.
     fn freeze(&self, path: &str, frozen: bool) {
         let (file, value) = match self.version {
-            Version::V2 => (self.root.join(path).join("cgroup.freeze"), if frozen { "1" } else { "0" }),
+            Version::V2 => (
+                self.root.join(path).join("cgroup.freeze"),
+                if frozen { "1" } else { "0" },
+            ),
             Version::V1 | Version::Hybrid => {
                 let state = if frozen { "FROZEN" } else { "THAWED" };
                 (self.dir("freezer", path).join("freezer.state"), state)
@@ -334,24 +355,43 @@ impl Cgroups {
         };
         let (memory, inactive, cpu_ns) = if self.version == Version::V2 {
             let cpu = keyed("cpu", "cpu.stat", "usage_usec").saturating_mul(1000);
-            (number("memory", "memory.current"), keyed("memory", "memory.stat", "inactive_file"), cpu)
+            (
+                number("memory", "memory.current"),
+                keyed("memory", "memory.stat", "inactive_file"),
+                cpu,
+            )
         } else {
             let inactive = keyed("memory", "memory.stat", "total_inactive_file");
-            (number("memory", "memory.usage_in_bytes"), inactive, number("cpuacct", "cpuacct.usage"))
+            (
+                number("memory", "memory.usage_in_bytes"),
+                inactive,
+                number("cpuacct", "cpuacct.usage"),
+            )
         };
-        Usage { memory_bytes: memory.saturating_sub(inactive), cpu_ns, pids: number("pids", "pids.current") }
+        Usage {
+            memory_bytes: memory.saturating_sub(inactive),
+            cpu_ns,
+            pids: number("pids", "pids.current"),
+        }
     }
 
     /// Processes of this cgroup that the kernel has killed for want of memory; 0 before Linux 4.13.
     #[must_use]
     pub fn oom_kills(&self, path: &str) -> u64 {
-        fs::read_to_string(self.oom_file(path)).ok().and_then(|text| field(&text, "oom_kill")).unwrap_or(0)
+        fs::read_to_string(self.oom_file(path))
+            .ok()
+            .and_then(|text| field(&text, "oom_kill"))
+            .unwrap_or(0)
     }
 
     /// The file that counts them.
     #[must_use]
     pub fn oom_file(&self, path: &str) -> PathBuf {
-        let file = if self.version == Version::V2 { "memory.events" } else { "memory.oom_control" };
+        let file = if self.version == Version::V2 {
+            "memory.events"
+        } else {
+            "memory.oom_control"
+        };
         self.dir("memory", path).join(file)
     }
 
@@ -384,7 +424,9 @@ impl Cgroups {
         for dir in self.all_dirs(path) {
             loop {
                 match remove_tree(&dir) {
-                    Err(error) if error.is(libc::EBUSY) && Instant::now() < deadline => std::thread::sleep(POLL),
+                    Err(error) if error.is(libc::EBUSY) && Instant::now() < deadline => {
+                        std::thread::sleep(POLL)
+                    }
                     result => break result?,
                 }
             }
@@ -397,16 +439,19 @@ impl Cgroups {
     fn all_dirs(&self, path: &str) -> Vec<PathBuf> {
         match self.version {
             Version::V2 => vec![self.root.join(path)],
-            Version::V1 | Version::Hybrid => {
-                self.controllers.iter().map(|controller| self.dir(controller, path)).collect()
-            }
+            Version::V1 | Version::Hybrid => self
+                .controllers
+                .iter()
+                .map(|controller| self.dir(controller, path))
+                .collect(),
         }
     }
 }
 
 /// The value after `key` in lines of `key value`.
 pub(crate) fn field(text: &str, key: &str) -> Option<u64> {
-    text.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(' ')?.trim().parse().ok())
+    text.lines()
+        .find_map(|line| line.strip_prefix(key)?.strip_prefix(' ')?.trim().parse().ok())
 }
 
 /// v1's shares of 2 to 262 144 on v2's scale of 1 to 10 000, as the OCI runtime specification converts them.
@@ -415,7 +460,11 @@ fn weight(shares: u64) -> u64 {
 }
 
 fn write(file: &Path, value: &str) -> io::Result<()> {
-    fs::OpenOptions::new().write(true).truncate(true).open(file)?.write_all(value.as_bytes())
+    fs::OpenOptions::new()
+        .write(true)
+        .truncate(true)
+        .open(file)?
+        .write_all(value.as_bytes())
 }
 
 fn is_gone(error: &io::Error) -> bool {

@@ -5,11 +5,22 @@ use super::*;
 /// A directory with the files that a v2 kernel would show.
 fn fake_v2(paths: &[&str]) -> tempfile::TempDir {
     let dir = tempfile::tempdir().unwrap();
-    fs::write(dir.path().join("cgroup.controllers"), "cpuset cpu io memory pids\n").unwrap();
+    fs::write(
+        dir.path().join("cgroup.controllers"),
+        "cpuset cpu io memory pids\n",
+    )
+    .unwrap();
     for path in [""].iter().chain(paths) {
         let group = dir.path().join(path);
         fs::create_dir_all(&group).unwrap();
-        for file in ["cgroup.subtree_control", "cgroup.procs", "memory.max", "cpu.max", "cpu.weight", "pids.max"] {
+        for file in [
+            "cgroup.subtree_control",
+            "cgroup.procs",
+            "memory.max",
+            "cpu.max",
+            "cpu.weight",
+            "pids.max",
+        ] {
             fs::write(group.join(file), "").unwrap();
         }
     }
@@ -30,9 +41,19 @@ fn v2_limits_are_written_in_its_own_units() {
         pids: Some(7),
     };
     cgroups.ensure_parent("skiff", &Limits::default()).unwrap();
-    cgroups.ensure_pod(&PodCgroup { parent: "skiff".into(), pod: "pod".into(), limits }).unwrap();
+    cgroups
+        .ensure_pod(&PodCgroup {
+            parent: "skiff".into(),
+            pod: "pod".into(),
+            limits,
+        })
+        .unwrap();
     let check = |file: &str, expected: &str| {
-        assert_eq!(fs::read_to_string(dir.path().join(file)).unwrap(), expected, "{file}");
+        assert_eq!(
+            fs::read_to_string(dir.path().join(file)).unwrap(),
+            expected,
+            "{file}"
+        );
     };
     check("skiff/pod/memory.max", "1048576");
     check("skiff/pod/cpu.max", "50000 100000");
@@ -55,7 +76,14 @@ fn v2_counters_are_read() {
     put("pids.current", "3\n");
     put("memory.events", "low 0\noom 4\noom_kill 2\noom_group_kill 0\n");
     let cgroups = Cgroups::detect(dir.path()).unwrap();
-    assert_eq!(cgroups.usage("a"), Usage { memory_bytes: 3000, cpu_ns: 12_000, pids: 3 });
+    assert_eq!(
+        cgroups.usage("a"),
+        Usage {
+            memory_bytes: 3000,
+            cpu_ns: 12_000,
+            pids: 3
+        }
+    );
     assert_eq!(cgroups.oom_kills("a"), 2);
     assert_eq!(cgroups.oom_kills("missing"), 0);
 }
@@ -65,15 +93,26 @@ fn a_limit_without_its_controller_is_an_error() {
     let dir = fake_v2(&["skiff"]);
     fs::write(dir.path().join("cgroup.controllers"), "cpu pids\n").unwrap();
     let cgroups = Cgroups::detect(dir.path()).unwrap();
-    let limits = Limits { memory_bytes: Some(1), ..Limits::default() };
+    let limits = Limits {
+        memory_bytes: Some(1),
+        ..Limits::default()
+    };
     let error = cgroups.ensure_parent("skiff", &limits).unwrap_err().to_string();
-    assert_eq!(error, "cannot limit cgroup skiff: the memory controller is not available on this node");
+    assert_eq!(
+        error,
+        "cannot limit cgroup skiff: the memory controller is not available on this node"
+    );
 }
 
 #[test]
 fn nothing_mounted_is_an_error() {
     let dir = tempfile::tempdir().unwrap();
-    assert!(Cgroups::detect(dir.path()).unwrap_err().to_string().contains("no cgroup file system"));
+    assert!(
+        Cgroups::detect(dir.path())
+            .unwrap_err()
+            .to_string()
+            .contains("no cgroup file system")
+    );
 }
 
 #[test]
@@ -87,19 +126,39 @@ fn shares_become_weights() {
 fn the_nodes_own_hierarchies_hold_limit_and_kill() {
     let cgroups = Cgroups::detect(Path::new(ROOT)).unwrap();
     let parent = format!("skiff-test-{}", std::process::id());
-    let limits = Limits { memory_bytes: Some(64 << 20), cpu_quota_us: Some(20_000), pids: Some(50), ..Limits::default() };
-    let pod = PodCgroup { parent: parent.clone(), pod: "pod".into(), limits };
+    let limits = Limits {
+        memory_bytes: Some(64 << 20),
+        cpu_quota_us: Some(20_000),
+        pids: Some(50),
+        ..Limits::default()
+    };
+    let pod = PodCgroup {
+        parent: parent.clone(),
+        pod: "pod".into(),
+        limits,
+    };
     cgroups.ensure_parent(&parent, &Limits::default()).unwrap();
     cgroups.ensure_pod(&pod).unwrap();
     let mut sleeper = std::process::Command::new("sleep").arg("60").spawn().unwrap();
     cgroups.join(&pod.path(), sleeper.id() as i32).unwrap();
     assert_eq!(cgroups.pids(&parent).unwrap(), [sleeper.id() as i32]);
-    assert_eq!(cgroups.children(&parent).unwrap().into_iter().collect::<Vec<_>>(), ["pod"]);
-    assert!(cgroups.remove(&parent, Duration::ZERO).unwrap_err().is(libc::EBUSY));
+    assert_eq!(
+        cgroups.children(&parent).unwrap().into_iter().collect::<Vec<_>>(),
+        ["pod"]
+    );
+    assert!(
+        cgroups
+            .remove(&parent, Duration::ZERO)
+            .unwrap_err()
+            .is(libc::EBUSY)
+    );
     // A zombie stays in the list of a v1 cgroup, so somebody has to wait for it meanwhile.
     let reaper = std::thread::spawn(move || sleeper.wait().unwrap());
     cgroups.kill_all(&parent, Duration::from_secs(5)).unwrap();
-    assert_eq!(std::os::unix::process::ExitStatusExt::signal(&reaper.join().unwrap()), Some(libc::SIGKILL));
+    assert_eq!(
+        std::os::unix::process::ExitStatusExt::signal(&reaper.join().unwrap()),
+        Some(libc::SIGKILL)
+    );
     cgroups.remove(&parent, Duration::from_secs(5)).unwrap();
     cgroups.remove(&parent, Duration::ZERO).unwrap();
     assert!(cgroups.children(&parent).unwrap().is_empty());

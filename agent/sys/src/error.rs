@@ -37,7 +37,11 @@ pub(crate) trait Doing<T> {
 
 impl<T, E: Into<io::Error>> Doing<T> for std::result::Result<T, E> {
     fn doing(self, action: &'static str, subject: impl Display) -> Result<T> {
-        self.map_err(|cause| KernelError { action, subject: subject.to_string(), cause: cause.into() })
+        self.map_err(|cause| KernelError {
+            action,
+            subject: subject.to_string(),
+            cause: cause.into(),
+        })
     }
 
     fn doing_path(self, action: &'static str, path: &Path) -> Result<T> {
@@ -47,5 +51,9 @@ impl<T, E: Into<io::Error>> Doing<T> for std::result::Result<T, E> {
 
 /// Turns a C return value into a result: -1 means `errno`.
 pub(crate) fn check(value: libc::c_long) -> io::Result<libc::c_long> {
-    if value < 0 { Err(io::Error::last_os_error()) } else { Ok(value) }
+    if value < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(value)
+    }
 }

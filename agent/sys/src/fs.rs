@@ -9,7 +9,9 @@ use std::fs::{self, File};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
-use std::path::Path;
+use std::path::{Component, Path, PathBuf};
+
+use nix::sys::stat::Mode;
 
 use crate::error::{Doing, Result, check};
 
@@ -25,7 +27,9 @@ const RESOLVE_IN_ROOT: u64 = 0x10;
 pub fn syncfs(fd: &impl AsFd) -> Result<()> {
     let raw = fd.as_fd().as_raw_fd();
     // SAFETY: the descriptor is open for the duration of the call.
-    check(unsafe { libc::syncfs(raw) }.into()).doing("sync the filesystem of descriptor", raw).map(drop)
+    check(unsafe { libc::syncfs(raw) }.into())
+        .doing("sync the filesystem of descriptor", raw)
+        .map(drop)
 }
 
 /// Room on a filesystem.
@@ -96,7 +100,9 @@ impl Root {
     /// # Errors
     /// `EXDEV` when [`Resolve::Beneath`] would leave the root; `ENOSYS` before Linux 5.6.
     pub fn open_at(&self, path: &Path, flags: i32, mode: u32, resolve: Resolve) -> Result<File> {
-        let name = CString::new(path.as_os_str().as_bytes()).map_err(io::Error::from).doing_path("open", path)?;
+        let name = CString::new(path.as_os_str().as_bytes())
+            .map_err(io::Error::from)
+            .doing_path("open", path)?;
         let creates = flags & (libc::O_CREAT | libc::O_TMPFILE) != 0;
         let how = OpenHow {
             flags: (flags | libc::O_CLOEXEC) as u64,
@@ -117,10 +123,43 @@ impl Root {
         self.openat2(&name, &how).doing_path("open", path)
     }
 
+    /// Makes a directory and its parents under the root, mode 0755, as the container would see the path.
+    ///
+    /// # Errors
+    /// `ENOTDIR` when a part of it is a file.
+    pub fn create_dir_all(&self, path: &Path) -> Result<()> {
+        let flags = libc::O_PATH | libc::O_DIRECTORY;
+        let mut parent = self.open_at(Path::new("/"), flags, 0, Resolve::InRoot)?;
+        let mut so_far = PathBuf::from("/");
+        for part in path.components() {
+            let Component::Normal(name) = part else { continue };
+            so_far.push(name);
+            parent = match self.open_at(&so_far, flags, 0, Resolve::InRoot) {
+                Err(error) if error.is(libc::ENOENT) => {
+                    let made = nix::sys::stat::mkdirat(
+                        Some(parent.as_raw_fd()),
+                        name,
+                        Mode::from_bits_retain(0o755),
+                    );
+                    made.doing_path("make", &so_far)?;
+                    self.open_at(&so_far, flags, 0, Resolve::InRoot)?
+                }
+                found => found?,
+            };
+        }
+        Ok(())
+    }
+
     fn openat2(&self, name: &CString, how: &OpenHow) -> io::Result<File> {
         // SAFETY: `name` is NUL-terminated, `how` has the kernel's layout and its size is given; both outlive the call.
         let fd = check(unsafe {
-            libc::syscall(libc::SYS_openat2, self.0.as_raw_fd(), name.as_ptr(), how, size_of::<OpenHow>())
+            libc::syscall(
+                libc::SYS_openat2,
+                self.0.as_raw_fd(),
+                name.as_ptr(),
+                how,
+                size_of::<OpenHow>(),
+            )
         })?;
         // SAFETY: the kernel has just returned this descriptor, and nothing else owns it.
         Ok(unsafe { File::from_raw_fd(fd as i32) })
@@ -175,11 +214,43 @@ mod tests {
     }
 
     #[test]
+    fn directories_are_made_inside_the_root() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("root");
+        fs::create_dir_all(path.join("data")).unwrap();
+        symlink("/data", path.join("link")).unwrap();
+        symlink("../..", path.join("up")).unwrap();
+        let root = Root::open(&path).unwrap();
+        for (wanted, found) in [
+            ("/a/b/c", "a/b/c"),
+            ("/link/x", "data/x"),
+            ("/up/y", "y"),
+            ("/", ""),
+            ("/a", "a"),
+        ] {
+            root.create_dir_all(Path::new(wanted)).unwrap();
+            assert!(path.join(found).is_dir(), "{wanted}");
+        }
+        assert!(!dir.path().join("y").exists());
+        fs::write(path.join("file"), "").unwrap();
+        assert!(
+            root.create_dir_all(Path::new("/file/x"))
+                .unwrap_err()
+                .is(libc::ENOTDIR)
+        );
+    }
+
+    #[test]
     fn space_and_sync_answer() {
         let dir = tempfile::tempdir().unwrap();
         let space = space(dir.path()).unwrap();
         assert!(space.total >= space.available && space.available > 0);
         syncfs(&File::open(dir.path()).unwrap()).unwrap();
-        assert!(super::space(Path::new("/no/such/path")).unwrap_err().to_string().contains("/no/such/path"));
+        assert!(
+            super::space(Path::new("/no/such/path"))
+                .unwrap_err()
+                .to_string()
+                .contains("/no/such/path")
+        );
     }
 }

@@ -4,14 +4,18 @@
 //! decides policy. Whatever may leave descriptors, zombies or changed process state behind (all of libcontainer) runs in
 //! a forked child of a single-threaded process: see [`process::fork_child`].
 
+pub mod cap;
 pub mod cgroup;
 pub mod config;
+pub mod container;
+pub mod devices;
 mod error;
 pub mod fs;
 pub mod mount;
 pub mod netlink;
 pub mod process;
 pub mod sandbox;
+pub mod seccomp;
 
 pub use error::{KernelError, Result};
 

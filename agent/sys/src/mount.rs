@@ -22,8 +22,14 @@ const NONE: Option<&str> = None;
 /// # Errors
 /// When either is missing, or the kernel refuses.
 pub fn bind(source: &Path, target: &Path, read_only: bool) -> Result<()> {
-    nix::mount::mount(Some(source), target, NONE, MsFlags::MS_BIND | MsFlags::MS_REC, NONE)
-        .doing_path("bind-mount on", target)?;
+    nix::mount::mount(
+        Some(source),
+        target,
+        NONE,
+        MsFlags::MS_BIND | MsFlags::MS_REC,
+        NONE,
+    )
+    .doing_path("bind-mount on", target)?;
     if read_only {
         // The first call ignores the flag, so a second one sets it.
         let flags = MsFlags::MS_BIND | MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY;
@@ -65,11 +71,15 @@ pub fn overlay(config: &Overlay) -> Result<()> {
         (data, None)
     } else {
         let base = common_parent(&config.lower);
-        let data = overlay_options(config, base.as_deref()).doing_path("mount an overlay on", &config.merged)?;
+        let data =
+            overlay_options(config, base.as_deref()).doing_path("mount an overlay on", &config.merged)?;
         (data, base)
     };
     if data.len() >= MAX_MOUNT_DATA {
-        let cause = io::Error::other(format!("{} layers do not fit into one page of options", config.lower.len()));
+        let cause = io::Error::other(format!(
+            "{} layers do not fit into one page of options",
+            config.lower.len()
+        ));
         return Err(cause).doing_path("mount an overlay on", &config.merged);
     }
     // Relative layers are resolved against the working directory; the caller is a child forked for this.
@@ -96,7 +106,11 @@ fn overlay_options(config: &Overlay, base: Option<&Path>) -> io::Result<Vec<u8>>
         if i > 0 {
             data.push(b':');
         }
-        push_path(&mut data, base.and_then(|base| layer.strip_prefix(base).ok()).unwrap_or(layer))?;
+        push_path(
+            &mut data,
+            base.and_then(|base| layer.strip_prefix(base).ok())
+                .unwrap_or(layer),
+        )?;
     }
     data.extend_from_slice(b",upperdir=");
     push_path(&mut data, &config.upper)?;
@@ -108,7 +122,10 @@ fn overlay_options(config: &Overlay, base: Option<&Path>) -> io::Result<Vec<u8>>
 fn push_path(data: &mut Vec<u8>, path: &Path) -> io::Result<()> {
     let bytes = path.as_os_str().as_bytes();
     if bytes.iter().any(|byte| matches!(byte, b':' | b',' | b'\\' | 0)) {
-        return Err(io::Error::other(format!("{} holds a character that options cannot carry", path.display())));
+        return Err(io::Error::other(format!(
+            "{} holds a character that options cannot carry",
+            path.display()
+        )));
     }
     data.extend_from_slice(bytes);
     Ok(())
@@ -150,7 +167,9 @@ pub fn private_namespace() -> Result<()> {
 /// When mountinfo cannot be read.
 pub fn mounts_under(path: &Path) -> Result<Vec<PathBuf>> {
     let info = fs::read("/proc/self/mountinfo").doing("read", "/proc/self/mountinfo")?;
-    Ok(mount_points(&info).filter(|point| point.starts_with(path)).collect())
+    Ok(mount_points(&info)
+        .filter(|point| point.starts_with(path))
+        .collect())
 }
 
 /// Whether something is mounted exactly there.
@@ -162,7 +181,8 @@ pub fn is_mount_point(path: &Path) -> Result<bool> {
 }
 
 fn mount_points(info: &[u8]) -> impl Iterator<Item = PathBuf> {
-    info.split(|&byte| byte == b'\n').filter_map(|line| line.split(|&byte| byte == b' ').nth(4).map(unescape))
+    info.split(|&byte| byte == b'\n')
+        .filter_map(|line| line.split(|&byte| byte == b' ').nth(4).map(unescape))
 }
 
 /// mountinfo writes space, tab, newline and backslash as three octal digits.
@@ -170,9 +190,15 @@ fn unescape(field: &[u8]) -> PathBuf {
     let mut out = Vec::with_capacity(field.len());
     let mut rest = field;
     while let Some((&byte, tail)) = rest.split_first() {
-        let octal = tail.get(..3).filter(|d| byte == b'\\' && d.iter().all(|d| (b'0'..=b'7').contains(d)));
+        let octal = tail
+            .get(..3)
+            .filter(|d| byte == b'\\' && d.iter().all(|d| (b'0'..=b'7').contains(d)));
         if let Some(digits) = octal {
-            out.push(digits.iter().fold(0u8, |value, d| value.wrapping_mul(8).wrapping_add(d - b'0')));
+            out.push(
+                digits
+                    .iter()
+                    .fold(0u8, |value, d| value.wrapping_mul(8).wrapping_add(d - b'0')),
+            );
             rest = &tail[3..];
         } else {
             out.push(byte);
@@ -224,14 +250,19 @@ mod tests {
         check(None, "lowerdir=/l/top:/l/bottom,upperdir=/u,workdir=/w");
         check(Some("/l"), "lowerdir=top:bottom,upperdir=/u,workdir=/w");
         assert_eq!(common_parent(&config.lower), Some("/l".into()));
-        let bad = Overlay { lower: vec!["/l/a:b".into()], ..config };
+        let bad = Overlay {
+            lower: vec!["/l/a:b".into()],
+            ..config
+        };
         assert!(overlay_options(&bad, None).is_err());
     }
 
     #[test]
     fn many_layers_are_mounted_relative_to_their_parent() {
         let dir = tempfile::tempdir().unwrap();
-        let base = dir.path().join("a-directory-with-a-long-name-so-that-forty-of-them-do-not-fit-into-one-page-of-options");
+        let base = dir
+            .path()
+            .join("a-directory-with-a-long-name-so-that-forty-of-them-do-not-fit-into-one-page-of-options");
         let lower: Vec<_> = (0..40).map(|i| base.join(format!("layer-{i}"))).collect();
         for (i, layer) in lower.iter().enumerate() {
             fs::create_dir_all(layer).unwrap();
@@ -244,7 +275,9 @@ mod tests {
             merged: dir.path().join("m"),
         };
         // The working directory of the test process is restored for whoever runs next to it.
-        tmpfs_free(&config, |merged| assert_eq!(fs::read_to_string(merged.join("top")).unwrap(), "39"));
+        tmpfs_free(&config, |merged| {
+            assert_eq!(fs::read_to_string(merged.join("top")).unwrap(), "39")
+        });
     }
 
     fn tmpfs_free(config: &Overlay, see: impl Fn(&Path)) {

@@ -8,7 +8,8 @@ use std::net::IpAddr;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
 use netlink_packet_core::{
-    NLM_F_ACK, NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, NetlinkPayload,
+    NLM_F_ACK, NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage,
+    NetlinkPayload,
 };
 use netlink_packet_route::address::{AddressAttribute, AddressMessage};
 use netlink_packet_route::link::{
@@ -43,7 +44,9 @@ impl Netlink {
     pub fn open() -> Result<Self> {
         let mut socket = Socket::new(NETLINK_ROUTE).doing("open", "a netlink socket")?;
         socket.bind_auto().doing("bind", "a netlink socket")?;
-        socket.connect(&SocketAddr::new(0, 0)).doing("connect", "a netlink socket")?;
+        socket
+            .connect(&SocketAddr::new(0, 0))
+            .doing("connect", "a netlink socket")?;
         let timeout = nix::sys::time::TimeVal::new(TIMEOUT_S as _, 0);
         let fd = socket.as_fd();
         nix::sys::socket::setsockopt(&fd, nix::sys::socket::sockopt::ReceiveTimeout, &timeout)
@@ -88,7 +91,13 @@ impl Netlink {
                 self.index(name)?
             }
         };
-        self.add_address(index, address).or_else(|error| if error.is(libc::EEXIST) { Ok(()) } else { Err(error) })?;
+        self.add_address(index, address).or_else(|error| {
+            if error.is(libc::EEXIST) {
+                Ok(())
+            } else {
+                Err(error)
+            }
+        })?;
         self.set_up(index)?;
         Ok(index)
     }
@@ -115,7 +124,14 @@ impl Netlink {
     ///
     /// # Errors
     /// `EEXIST` when the name is taken, `EOPNOTSUPP` without the veth module.
-    pub fn add_veth(&mut self, host: &str, bridge: u32, peer: &str, peer_ns: &OwnedFd, mtu: u32) -> Result<()> {
+    pub fn add_veth(
+        &mut self,
+        host: &str,
+        bridge: u32,
+        peer: &str,
+        peer_ns: &OwnedFd,
+        mtu: u32,
+    ) -> Result<()> {
         let mut other = LinkMessage::default();
         other.attributes = vec![
             LinkAttribute::IfName(peer.to_owned()),
@@ -124,7 +140,10 @@ impl Netlink {
         let mut message = LinkMessage::default();
         message.header.flags = LinkFlags::Up;
         message.header.change_mask = LinkFlags::Up;
-        message.attributes = vec![LinkAttribute::IfName(host.to_owned()), LinkAttribute::Controller(bridge)];
+        message.attributes = vec![
+            LinkAttribute::IfName(host.to_owned()),
+            LinkAttribute::Controller(bridge),
+        ];
         if mtu > 0 {
             other.attributes.push(LinkAttribute::Mtu(mtu));
             message.attributes.push(LinkAttribute::Mtu(mtu));
@@ -147,7 +166,9 @@ impl Netlink {
         message.header.index = index;
         message.header.flags = LinkFlags::Up;
         message.header.change_mask = LinkFlags::Up;
-        self.request(RouteNetlinkMessage::SetLink(message), 0).doing("bring up link", index).map(drop)
+        self.request(RouteNetlinkMessage::SetLink(message), 0)
+            .doing("bring up link", index)
+            .map(drop)
     }
 
     /// Adds an address to a link.
@@ -162,11 +183,16 @@ impl Netlink {
         message.attributes = vec![AddressAttribute::Address(address.address)];
         if let IpAddr::V4(v4) = address.address {
             message.attributes.push(AddressAttribute::Local(address.address));
-            message.attributes.push(AddressAttribute::Broadcast(broadcast(v4, address.prefix)));
+            message
+                .attributes
+                .push(AddressAttribute::Broadcast(broadcast(v4, address.prefix)));
         }
-        self.request(RouteNetlinkMessage::NewAddress(message), NLM_F_CREATE | NLM_F_EXCL)
-            .doing("add address", address)
-            .map(drop)
+        self.request(
+            RouteNetlinkMessage::NewAddress(message),
+            NLM_F_CREATE | NLM_F_EXCL,
+        )
+        .doing("add address", address)
+        .map(drop)
     }
 
     /// Sets the default route of this namespace.
@@ -188,9 +214,12 @@ impl Netlink {
             IpAddr::V6(address) => RouteAddress::Inet6(address),
         };
         message.attributes = vec![RouteAttribute::Gateway(via), RouteAttribute::Oif(link)];
-        self.request(RouteNetlinkMessage::NewRoute(message), NLM_F_CREATE | NLM_F_REPLACE)
-            .doing("set the default route to", gateway)
-            .map(drop)
+        self.request(
+            RouteNetlinkMessage::NewRoute(message),
+            NLM_F_CREATE | NLM_F_REPLACE,
+        )
+        .doing("set the default route to", gateway)
+        .map(drop)
     }
 
     /// Removes a link, and with one end of a pair the other. No such link is not an error.
@@ -207,7 +236,11 @@ impl Netlink {
     }
 
     /// Sends one request and waits for its acknowledgement; gives the object that came before it, if one did.
-    fn request(&mut self, message: RouteNetlinkMessage, flags: u16) -> io::Result<Option<RouteNetlinkMessage>> {
+    fn request(
+        &mut self,
+        message: RouteNetlinkMessage,
+        flags: u16,
+    ) -> io::Result<Option<RouteNetlinkMessage>> {
         self.sequence += 1;
         let mut header = NetlinkHeader::default();
         header.flags = NLM_F_REQUEST | NLM_F_ACK | flags;
@@ -289,9 +322,15 @@ mod tests {
         // In a network namespace of this thread's own, so nothing of the host is touched.
         nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).unwrap();
         let mut netlink = Netlink::open().unwrap();
-        let address = IpNet { address: "10.99.0.1".parse().unwrap(), prefix: 24 };
+        let address = IpNet {
+            address: "10.99.0.1".parse().unwrap(),
+            prefix: 24,
+        };
         let index = netlink.ensure_bridge("skiff-test0", address, 1400).unwrap();
-        assert_eq!(netlink.ensure_bridge("skiff-test0", address, 1400).unwrap(), index);
+        assert_eq!(
+            netlink.ensure_bridge("skiff-test0", address, 1400).unwrap(),
+            index
+        );
         assert_eq!(netlink.link("skiff-test0").unwrap(), Some(index));
         netlink.delete_link("skiff-test0").unwrap();
         netlink.delete_link("skiff-test0").unwrap();

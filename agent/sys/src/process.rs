@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use nix::fcntl::OFlag;
 use nix::poll::{PollFd, PollFlags, PollTimeout};
-use nix::sys::signal::{SigSet, SigmaskHow, sigprocmask};
+use nix::sys::signal::{SigHandler, SigSet, SigmaskHow, Signal, signal, sigprocmask};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::{ForkResult, Pid};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
@@ -106,7 +106,9 @@ impl Child {
 /// # Errors
 /// When this process has more than one thread, or the kernel has no room for a child.
 pub fn fork_child<T: Serialize>(work: impl FnOnce() -> T) -> Result<Child> {
-    let threads = fs::read_dir("/proc/self/task").doing("list", "/proc/self/task")?.count();
+    let threads = fs::read_dir("/proc/self/task")
+        .doing("list", "/proc/self/task")?
+        .count();
     if threads != 1 {
         let cause = io::Error::other(format!("{threads} threads are running"));
         return Err(cause).doing("fork", "a process that is not single-threaded");
@@ -125,14 +127,23 @@ pub fn fork_child<T: Serialize>(work: impl FnOnce() -> T) -> Result<Child> {
         ForkResult::Parent { child } => {
             drop(sender);
             set_nonblocking(&report)?;
-            Ok(Child { pid: child.as_raw(), report, received: Vec::new() })
+            Ok(Child {
+                pid: child.as_raw(),
+                report,
+                received: Vec::new(),
+            })
         }
     }
 }
 
 fn run_child<T: Serialize>(work: impl FnOnce() -> T, sender: OwnedFd) -> i32 {
     let _ = sigprocmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::empty()), None);
-    let Ok(report) = postcard::to_extend(&work(), Vec::new()) else { return 1 };
+    // Rust programs ignore SIGPIPE, and `execve` would hand that down to a container.
+    // SAFETY: no handler is installed, only the default disposition.
+    let _ = unsafe { signal(Signal::SIGPIPE, SigHandler::SigDfl) };
+    let Ok(report) = postcard::to_extend(&work(), Vec::new()) else {
+        return 1;
+    };
     if report.len() > MAX_REPORT {
         return 1;
     }
@@ -163,6 +174,25 @@ pub fn set_nonblocking(fd: &impl AsFd) -> Result<()> {
 /// When descriptors run out.
 pub fn pipe() -> Result<(OwnedFd, OwnedFd)> {
     nix::unistd::pipe2(OFlag::O_CLOEXEC).doing("make", "a pipe")
+}
+
+/// A pipe whose writing end does not break when the last reader goes: `(read, write)`, the read end non-blocking.
+///
+/// The writing end is open for reading too, so a container whose shim has died waits on a full pipe instead of being
+/// killed by SIGPIPE. For the same reason its end of file is never seen: its process's exit is what counts.
+///
+/// # Errors
+/// When descriptors run out.
+pub fn unbreakable_pipe() -> Result<(OwnedFd, OwnedFd)> {
+    let (reader, writer) = pipe()?;
+    let path = format!("/proc/self/fd/{}", writer.as_raw_fd());
+    let both = fs::OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open(&path)
+        .doing("reopen", &path)?;
+    set_nonblocking(&reader)?;
+    Ok((reader, both.into()))
 }
 
 /// A process that cannot be mistaken for another one, whatever its number is reused for.
@@ -221,7 +251,9 @@ pub fn start_time(pid: i32) -> Result<u64> {
     let path = format!("/proc/{pid}/stat");
     let stat = fs::read_to_string(&path).doing("read", &path)?;
     // The command's name may hold spaces and brackets, so the fields are counted after the last bracket.
-    let field = stat.rsplit_once(')').and_then(|(_, rest)| rest.split_ascii_whitespace().nth(19));
+    let field = stat
+        .rsplit_once(')')
+        .and_then(|(_, rest)| rest.split_ascii_whitespace().nth(19));
     field
         .and_then(|value| value.parse().ok())
         .ok_or_else(|| io::Error::from(io::ErrorKind::InvalidData))
@@ -235,8 +267,10 @@ pub fn is_alive(pid: i32, start_time: u64) -> bool {
 }
 
 fn is_zombie(pid: i32) -> bool {
-    fs::read_to_string(format!("/proc/{pid}/stat"))
-        .is_ok_and(|stat| stat.rsplit_once(')').is_some_and(|(_, rest)| rest.trim_start().starts_with('Z')))
+    fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| {
+        stat.rsplit_once(')')
+            .is_some_and(|(_, rest)| rest.trim_start().starts_with('Z'))
+    })
 }
 
 /// How a process ended.
@@ -307,7 +341,9 @@ pub fn new_session() -> Result<()> {
 /// `ESRCH` when there is none.
 pub fn kill(pid: i32, signal: i32) -> Result<()> {
     // SAFETY: kill takes two integers.
-    check(unsafe { libc::kill(pid, signal) }.into()).doing("signal process", pid).map(drop)
+    check(unsafe { libc::kill(pid, signal) }.into())
+        .doing("signal process", pid)
+        .map(drop)
 }
 
 /// Sets this process's `oom_score_adj`. Lowering it needs CAP_SYS_RESOURCE.
@@ -332,7 +368,9 @@ pub fn boot_ns() -> u64 {
 
 fn clock(id: nix::time::ClockId) -> i64 {
     // Both clocks exist on every kernel we run on; 0 is what an unset clock shows as well.
-    id.now().map_or(0, |time| time.tv_sec() as i64 * 1_000_000_000 + time.tv_nsec() as i64)
+    id.now().map_or(0, |time| {
+        time.tv_sec() as i64 * 1_000_000_000 + time.tv_nsec() as i64
+    })
 }
 
 /// User id of the process at the other end of a unix socket, as it was when it connected.
@@ -342,7 +380,9 @@ fn clock(id: nix::time::ClockId) -> i64 {
 pub fn peer_uid(socket: &impl AsFd) -> Result<u32> {
     use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
     let fd = socket.as_fd();
-    Ok(getsockopt(&fd, PeerCredentials).doing("read the peer of descriptor", fd.as_raw_fd())?.uid())
+    Ok(getsockopt(&fd, PeerCredentials)
+        .doing("read the peer of descriptor", fd.as_raw_fd())?
+        .uid())
 }
 
 /// The executable from which shims are to be run: this process's own, on a read-only bind mount.
@@ -367,7 +407,11 @@ pub fn seal_self(bin_dir: &Path) -> Result<PathBuf> {
         }
         mount::detach(&target)?;
     }
-    fs::OpenOptions::new().append(true).create(true).open(&target).doing_path("make", &target)?;
+    fs::OpenOptions::new()
+        .append(true)
+        .create(true)
+        .open(&target)
+        .doing_path("make", &target)?;
     mount::bind(own, &target, true)?;
     Ok(target)
 }
@@ -412,11 +456,25 @@ mod tests {
     fn the_sealed_copy_runs_and_cannot_be_written() {
         let dir = tempfile::tempdir().unwrap();
         let sealed = seal_self(dir.path()).unwrap();
-        assert_eq!(seal_self(dir.path()).unwrap(), sealed, "the second call finds the first one's mount");
+        assert_eq!(
+            seal_self(dir.path()).unwrap(),
+            sealed,
+            "the second call finds the first one's mount"
+        );
         assert_eq!(mount::mounts_under(dir.path()).unwrap().len(), 1);
-        assert!(std::process::Command::new(&sealed).arg("--list").output().unwrap().status.success());
+        assert!(
+            std::process::Command::new(&sealed)
+                .arg("--list")
+                .output()
+                .unwrap()
+                .status
+                .success()
+        );
         let refused = fs::OpenOptions::new().write(true).open(&sealed).unwrap_err();
-        assert!(matches!(refused.raw_os_error(), Some(libc::EROFS | libc::ETXTBSY)), "{refused}");
+        assert!(
+            matches!(refused.raw_os_error(), Some(libc::EROFS | libc::ETXTBSY)),
+            "{refused}"
+        );
         mount::unmount_all_under(dir.path()).unwrap();
     }
 

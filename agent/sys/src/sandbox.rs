@@ -104,7 +104,9 @@ pub fn destroy(config: &SandboxConfig, cgroups: &Cgroups) -> Result<()> {
     };
     let unmounted = mount::unmount_all_under(&config.ns_dir);
     let deleted = match fs::remove_dir_all(&config.ns_dir) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error).doing_path("remove", &config.ns_dir),
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            Err(error).doing_path("remove", &config.ns_dir)
+        }
         _ => Ok(()),
     };
     killed.and(removed).and(unlinked).and(unmounted).and(deleted)

@@ -1,0 +1,236 @@
+//! From a [`ContainerConfig`] to the `config.json` of the OCI runtime specification.
+//!
+//! Always holds: mounts are sorted by depth, because they are applied in order and a parent would hide its child; what the
+//! filter and the v2 device program do is not in here, because libcontainer without its C features would only warn.
+
+use std::path::Path;
+
+use serde_json::{Value, json};
+
+use crate::cap;
+use crate::config::{ContainerConfig, Mount, MountKind};
+use crate::devices;
+
+/// Paths that show the host, hidden from containers.
+const MASKED: [&str; 12] = [
+    "/proc/acpi",
+    "/proc/asound",
+    "/proc/interrupts",
+    "/proc/kcore",
+    "/proc/keys",
+    "/proc/latency_stats",
+    "/proc/sched_debug",
+    "/proc/scsi",
+    "/proc/timer_list",
+    "/proc/timer_stats",
+    "/sys/devices/virtual/powercap",
+    "/sys/firmware",
+];
+
+/// Paths that change the host.
+const READ_ONLY: [&str; 5] = [
+    "/proc/bus",
+    "/proc/fs",
+    "/proc/irq",
+    "/proc/sys",
+    "/proc/sysrq-trigger",
+];
+
+/// Nodes that a privileged container is given at most.
+const MAX_DEVICES: usize = 1024;
+
+/// Size of `/dev/shm` of a container that shares none.
+const SHM_OPTION: &str = "size=65536k";
+
+/// The whole document. `capabilities` is what libcontainer leaves the process with, which may be more than the container is
+/// to have: see [`super::payload`].
+pub(super) fn document(config: &ContainerConfig, capabilities: u64, cgroup_namespace: bool) -> Value {
+    let names = cap::names(capabilities);
+    let mut linux = json!({
+        "cgroupsPath": format!("/{}", config.cgroup_path.trim_start_matches('/')),
+        "namespaces": namespaces(config, cgroup_namespace),
+        "resources": resources(config),
+    });
+    if config.privileged {
+        linux["devices"] = host_devices(Path::new("/dev")).into();
+    } else {
+        linux["maskedPaths"] = json!(MASKED);
+        linux["readonlyPaths"] = json!(READ_ONLY);
+    }
+    let rlimits: Vec<Value> = config
+        .rlimits
+        .iter()
+        .map(|r| json!({"type": r.kind, "soft": r.soft, "hard": r.hard}))
+        .collect();
+    json!({
+        "ociVersion": "1.0.2",
+        "root": {"path": config.rootfs.merged, "readonly": config.read_only_root},
+        "mounts": mounts(config),
+        "process": {
+            "terminal": false,
+            "user": {
+                "uid": config.user.uid, "gid": config.user.gid, "additionalGids": config.user.additional_gids,
+                "umask": 0o022,
+            },
+            "args": config.args,
+            "env": config.env,
+            "cwd": config.cwd,
+            "capabilities": {"bounding": names, "effective": names, "permitted": names},
+            "noNewPrivileges": config.no_new_privileges,
+            "rlimits": rlimits,
+        },
+        "linux": linux,
+    })
+}
+
+fn namespaces(config: &ContainerConfig, cgroup_namespace: bool) -> Vec<Value> {
+    let mut list = vec![json!({"type": "mount"})];
+    if !config.namespaces.host_pid {
+        list.push(json!({"type": "pid"}));
+    }
+    if cgroup_namespace {
+        list.push(json!({"type": "cgroup"}));
+    }
+    let joined = [
+        ("network", &config.namespaces.net),
+        ("ipc", &config.namespaces.ipc),
+        ("uts", &config.namespaces.uts),
+    ];
+    list.extend(
+        joined
+            .iter()
+            .filter_map(|(kind, path)| path.as_ref().map(|path| json!({"type": kind, "path": path}))),
+    );
+    list
+}
+
+fn resources(config: &ContainerConfig) -> Value {
+    let limits = &config.resources;
+    let mut rules = vec![json!({"allow": config.privileged, "access": "rwm"})];
+    if !config.privileged {
+        rules.extend(devices::DEFAULT.iter().map(|rule| rule.to_oci()));
+    }
+    let mut resources = json!({"devices": rules});
+    if let Some(bytes) = limits.memory_bytes {
+        resources["memory"] = json!({"limit": i64::try_from(bytes).unwrap_or(i64::MAX)});
+    }
+    let mut cpu = serde_json::Map::new();
+    if let Some(shares) = limits.cpu_shares {
+        cpu.insert("shares".into(), shares.into());
+    }
+    if let Some(quota) = limits.cpu_quota_us {
+        cpu.insert("quota".into(), i64::try_from(quota).unwrap_or(i64::MAX).into());
+        cpu.insert("period".into(), limits.cpu_period_us.unwrap_or(100_000).into());
+    }
+    if !cpu.is_empty() {
+        resources["cpu"] = cpu.into();
+    }
+    if let Some(pids) = limits.pids {
+        resources["pids"] = json!({"limit": i64::try_from(pids).unwrap_or(i64::MAX)});
+    }
+    resources
+}
+
+fn mounts(config: &ContainerConfig) -> Vec<Value> {
+    let default = |destination: &str, kind: &str, options: &[&str]| {
+        (
+            destination.to_owned(),
+            json!({"destination": destination, "type": kind, "source": kind, "options": options}),
+        )
+    };
+    let sys: &[&str] = if config.privileged {
+        &["nosuid", "noexec", "nodev"]
+    } else {
+        &["nosuid", "noexec", "nodev", "ro"]
+    };
+    let mut all = vec![
+        default("/proc", "proc", &["nosuid", "noexec", "nodev"]),
+        default(
+            "/dev",
+            "tmpfs",
+            &["nosuid", "strictatime", "mode=755", "size=65536k"],
+        ),
+        default(
+            "/dev/pts",
+            "devpts",
+            &[
+                "nosuid",
+                "noexec",
+                "newinstance",
+                "ptmxmode=0666",
+                "mode=0620",
+                "gid=5",
+            ],
+        ),
+        default("/dev/mqueue", "mqueue", &["nosuid", "noexec", "nodev"]),
+        default("/sys", "sysfs", sys),
+        default("/sys/fs/cgroup", "cgroup", &[sys, &["relatime"]].concat()),
+    ];
+    all.push(match &config.namespaces.shm {
+        Some(shm) => (
+            "/dev/shm".to_owned(),
+            json!({"destination": "/dev/shm", "type": "bind", "source": shm, "options": ["rbind", "nosuid", "noexec", "nodev"]}),
+        ),
+        None => default("/dev/shm", "tmpfs", &["nosuid", "noexec", "nodev", "mode=1777", SHM_OPTION]),
+    });
+    let named = |destination: &str| {
+        config
+            .mounts
+            .iter()
+            .any(|mount| mount.destination == Path::new(destination))
+    };
+    all.retain(|(destination, _)| !named(destination));
+    all.extend(
+        config
+            .mounts
+            .iter()
+            .map(|mount| (mount.destination.to_string_lossy().into_owned(), to_oci(mount))),
+    );
+    all.sort_by_key(|(destination, _)| Path::new(destination).components().count());
+    all.into_iter().map(|(_, mount)| mount).collect()
+}
+
+fn to_oci(mount: &Mount) -> Value {
+    let (kind, source, first) = match mount.kind {
+        MountKind::Bind => ("bind", mount.source.as_path(), Some("rbind")),
+        MountKind::Tmpfs => ("tmpfs", Path::new("tmpfs"), None),
+    };
+    let mut options: Vec<&str> = first
+        .into_iter()
+        .chain(mount.options.iter().map(String::as_str))
+        .collect();
+    if mount.read_only && !options.contains(&"ro") {
+        options.push("ro");
+    }
+    json!({"destination": mount.destination, "type": kind, "source": source, "options": options})
+}
+
+/// The host's device nodes, for a privileged container.
+fn host_devices(dir: &Path) -> Vec<Value> {
+    use std::os::unix::fs::{FileTypeExt, MetadataExt};
+    let mut found = Vec::new();
+    let mut pending = vec![dir.to_owned()];
+    while let Some(dir) = pending.pop() {
+        for entry in std::fs::read_dir(&dir).into_iter().flatten().flatten() {
+            let Ok(metadata) = entry.path().symlink_metadata() else {
+                continue;
+            };
+            let kind = metadata.file_type();
+            // These are file systems of the container's own.
+            if kind.is_dir() && !matches!(entry.file_name().to_str(), Some("pts" | "shm" | "mqueue" | "fd")) {
+                pending.push(entry.path());
+            } else if (kind.is_char_device() || kind.is_block_device()) && found.len() < MAX_DEVICES {
+                found.push(json!({
+                    "path": entry.path(), "type": if kind.is_char_device() { "c" } else { "b" },
+                    "major": libc::major(metadata.rdev()), "minor": libc::minor(metadata.rdev()),
+                    "fileMode": metadata.mode() & 0o7777, "uid": metadata.uid(), "gid": metadata.gid(),
+                }));
+            }
+        }
+    }
+    found
+}
+
+#[cfg(test)]
+#[path = "spec_tests.rs"]
+mod tests;
