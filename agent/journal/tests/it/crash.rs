@@ -2,7 +2,7 @@
 //!
 //! Always holds: a violation names the seed, the operation and the cut that replay it.
 
-use skiff_journal::Outcome;
+use skiff_journal::{Journal, Outcome};
 
 use crate::medium::{Cut, Fault, Medium, Rng};
 use crate::model::{Model, run};
@@ -73,7 +73,7 @@ fn sweep(seeds: std::ops::Range<u64>, medium: impl Fn(u64) -> Medium) -> (Vec<St
                     Ok(Outcome::TornTail { .. }) => torn += 1,
                     Ok(Outcome::Empty | Outcome::Clean) => {}
                     Err(why) => {
-                        violations.push(format!("seed {seed}, operation {operation}, {cut:?}: {why}"))
+                        violations.push(format!("seed {seed}, operation {operation}, {cut:?}: {why}"));
                     }
                 }
             }
@@ -134,7 +134,7 @@ fn a_garbled_sector_invents_nothing() {
             break;
         }
         medium.cut(Cut::Garble(operation));
-        match skiff_journal::Journal::open(medium) {
+        match Journal::open(medium) {
             Err(_) => harmed += 1,
             Ok((_, recovery)) => {
                 assert!(
@@ -152,4 +152,34 @@ fn a_garbled_sector_invents_nothing() {
         }
     }
     assert!(harmed > 0, "the assumption about sectors was never broken");
+}
+
+/// A checkpoint that a cut interrupts leaves frames of an epoch that the next process uses again. None of them may count behind a
+/// shorter checkpoint.
+#[test]
+fn frames_of_an_interrupted_checkpoint_are_wiped() {
+    for operation in 1..9 {
+        let medium = Medium::new([]);
+        let (mut journal, _) = Journal::open(medium.clone()).expect("a fresh medium opens");
+        medium.rearm([(operation, Fault::PowerOff)]);
+        let record = vec![1; 150];
+        let interrupted = journal.checkpoint([record.as_slice(); 30]).is_err();
+        assert_eq!(
+            interrupted,
+            operation < 8,
+            "a checkpoint of three frames, cut at operation {operation}"
+        );
+        medium.cut(Cut::KeepAll);
+
+        let (mut journal, _) = Journal::open(medium.clone()).expect("whole after the cut");
+        let short: [&[u8]; 1] = [b"short"];
+        let _durable = journal.checkpoint(short).expect("the medium works");
+        drop(journal);
+        let (_, recovery) =
+            Journal::open(medium).unwrap_or_else(|why| panic!("cut at operation {operation}: {why}"));
+        assert_eq!(
+            (recovery.outcome, recovery.records),
+            (Outcome::Clean, vec![b"short".to_vec()])
+        );
+    }
 }

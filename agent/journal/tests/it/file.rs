@@ -7,10 +7,17 @@ use std::io::{BufRead, BufReader};
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use skiff_journal::{AppendError, Damage, Error, FileStorage, Journal, Outcome, Recovery, SegmentSize};
 
 const CHILD: &str = "SKIFF_JOURNAL_TEST_DIRECTORY";
+
+/// Between its fork and its exec a child holds the locks of every test in this process, so one of these runs at a time.
+fn alone() -> MutexGuard<'static, ()> {
+    static ALONE: Mutex<()> = Mutex::new(());
+    ALONE.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
 fn size() -> SegmentSize {
     SegmentSize::new(64 * 1024).expect("within bounds")
@@ -27,6 +34,7 @@ fn commit(journal: &mut Journal<FileStorage>, record: &[u8]) {
 
 #[test]
 fn records_outlive_the_journal() {
+    let _alone = alone();
     let root = tempfile::tempdir().expect("a temporary directory");
     let dir = root.path().join("a/journal");
     let (mut journal, recovery) = open(&dir).expect("made");
@@ -78,6 +86,7 @@ fn records_outlive_the_journal() {
 
 #[test]
 fn interrupted_making_and_lost_files() {
+    let _alone = alone();
     #[derive(Debug)]
     enum Want {
         Outcome(Outcome),
@@ -128,6 +137,7 @@ fn interrupted_making_and_lost_files() {
 
 #[test]
 fn bounds_are_named_and_change_nothing() {
+    let _alone = alone();
     let dir = tempfile::tempdir().expect("a temporary directory");
     let (mut journal, _) = open(dir.path()).expect("made");
     let max = journal.max_record();
@@ -192,6 +202,7 @@ fn bounds_are_named_and_change_nothing() {
 /// The promise: a commit of one record is one write and one sync, of 36 bytes more than the record; and idling costs nothing.
 #[test]
 fn what_a_commit_costs() {
+    let _alone = alone();
     let dir = tempfile::tempdir().expect("a temporary directory");
     let storage = FileStorage::open(dir.path(), SegmentSize::DEFAULT).expect("unlocked");
     let (mut journal, _) = Journal::open(storage).expect("made");
@@ -238,6 +249,7 @@ fn child_commits_until_it_is_killed() {
 
 #[test]
 fn a_killed_process_loses_nothing_it_acknowledged() {
+    let _alone = alone();
     let dir = tempfile::tempdir().expect("a temporary directory");
     let mut acknowledged = 0;
     for round in 0..8 {
