@@ -127,13 +127,15 @@ impl<'a> Unpack<'a> {
         let mut reader = Reader::new(&mut archive)?;
         while let Some(mut entry) = reader.next()? {
             self.done.entries += 1;
-            if self.done.entries > self.options.max_entries {
+            self.entry(&mut entry)?;
+            // One short entry may imply hundreds of directories, so these count too.
+            if self.done.entries + self.tree.implied() > self.options.max_entries {
+                let limit = self.options.max_entries;
                 return Err(UnpackError::Limit {
                     what: "the number of entries",
-                    limit: self.options.max_entries,
+                    limit,
                 });
             }
-            self.entry(&mut entry)?;
         }
         // The digest covers what follows the archive's end, too.
         io::copy(stream, &mut io::sink()).map_err(UnpackError::Archive)?;

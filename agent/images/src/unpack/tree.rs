@@ -92,6 +92,8 @@ pub(crate) struct Tree {
     /// The parent that was used last: archives are in directory order.
     last: Option<(Vec<Vec<u8>>, Rc<OwnedFd>)>,
     buffer: Vec<u8>,
+    /// Directories that were made because the archive left them out.
+    implied: u64,
 }
 
 impl Tree {
@@ -106,6 +108,11 @@ impl Tree {
             last: None,
             buffer: vec![0; COPY_BUFFER],
         })
+    }
+
+    /// How many directories were made that have no entry of their own.
+    pub(crate) fn implied(&self) -> u64 {
+        self.implied
     }
 
     /// Makes the directory, or gives the one that is there these attributes.
@@ -311,6 +318,7 @@ impl Tree {
                 Ok(fd) => stack.push(Rc::new(fd)),
                 Err(Errno::NOENT) if create => {
                     let mode = Mode::from_raw_mode(0o755);
+                    self.implied += 1;
                     mkdirat(&*here, &name, mode).map_err(write_error("create the directory of", path))?;
                     let fd = openat(&*here, &name, DIRECTORY, Mode::empty());
                     let fd = fd.map_err(write_error("open the directory of", path))?;
