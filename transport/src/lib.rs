@@ -20,6 +20,7 @@
 mod backoff;
 mod client;
 mod driver;
+mod key;
 mod options;
 pub mod outbox;
 pub mod tls;
@@ -28,4 +29,5 @@ mod v5;
 
 pub use bytes::Bytes;
 pub use client::{AckToken, Client, Event, PublishError, Transport, Why};
+pub use key::{KeyError, NodeKey};
 pub use options::{BrokerUrl, LastWill, Options, OptionsError, Protocol, ProtocolChoice, Qos};

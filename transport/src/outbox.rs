@@ -324,3 +324,182 @@ impl Outbox {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn message(name: &str, bytes: usize) -> Message {
+        Message {
+            topic: name.to_owned(),
+            payload: Bytes::from(vec![0; bytes]),
+            qos: Qos::AtLeastOnce,
+        }
+    }
+
+    fn outbox(messages: usize, bytes: usize) -> Outbox {
+        Outbox::new(Bounds([Bound { messages, bytes }; 5]))
+    }
+
+    /// Sends everything that can be sent; the topics, in order.
+    fn drain(outbox: &mut Outbox) -> Vec<String> {
+        let mut topics = Vec::new();
+        while let Some((id, message)) = outbox.next() {
+            topics.push(message.topic.clone());
+            outbox.sent(id);
+        }
+        topics
+    }
+
+    #[test]
+    fn classes_go_in_order_and_each_class_in_its_own() {
+        let mut outbox = outbox(10, 1000);
+        for (class, name) in [
+            (Class::Log, "log"),
+            (Class::Stream, "stream"),
+            (Class::Event, "event-1"),
+            (Class::Control, "control-1"),
+            (Class::Status, "status"),
+            (Class::Event, "event-2"),
+            (Class::Control, "control-2"),
+        ] {
+            outbox.push(class, None, message(name, 1)).unwrap();
+        }
+        let order = [
+            "control-1",
+            "control-2",
+            "status",
+            "event-1",
+            "event-2",
+            "stream",
+            "log",
+        ];
+        assert_eq!(drain(&mut outbox), order);
+        assert!(outbox.next().is_none());
+        outbox.disconnected();
+        assert_eq!(drain(&mut outbox), order, "the same after a lost connection");
+    }
+
+    #[test]
+    fn a_full_class_gives_the_message_back_and_logs_drop_their_oldest() {
+        for class in CLASSES {
+            let mut outbox = outbox(3, 100);
+            for n in 0..3 {
+                outbox.push(class, None, message(&n.to_string(), 10)).unwrap();
+            }
+            let fourth = message("3", 10);
+            let pushed = outbox.push(class, None, fourth.clone());
+            let counters = outbox.counters(class);
+            if class == Class::Log {
+                assert!(pushed.is_ok());
+                assert_eq!(
+                    (counters.dropped, counters.dropped_bytes, counters.rejected),
+                    (1, 11, 0)
+                );
+                assert_eq!(drain(&mut outbox), ["1", "2", "3"]);
+            } else {
+                assert_eq!(
+                    pushed.unwrap_err(),
+                    Full {
+                        class,
+                        message: fourth
+                    }
+                );
+                assert_eq!((counters.dropped, counters.rejected), (0, 1));
+                assert_eq!(drain(&mut outbox), ["0", "1", "2"]);
+            }
+        }
+    }
+
+    #[test]
+    fn bytes_are_bounded_too() {
+        let mut outbox = outbox(100, 100);
+        outbox.push(Class::Event, None, message("e", 60)).unwrap();
+        assert!(outbox.push(Class::Event, None, message("e", 39)).is_err());
+        assert!(!outbox.has_room(Class::Event, 40) && outbox.has_room(Class::Event, 39));
+        outbox.push(Class::Event, None, message("e", 38)).unwrap();
+        // A log that can never fit drops nothing.
+        outbox.push(Class::Log, None, message("l", 50)).unwrap();
+        assert!(outbox.push(Class::Log, None, message("l", 100)).is_err());
+        assert_eq!(outbox.counters(Class::Log).dropped, 0);
+        outbox.push(Class::Log, None, message("l", 60)).unwrap();
+        assert_eq!(
+            (outbox.len(Class::Log), outbox.counters(Class::Log).dropped),
+            (1, 1)
+        );
+    }
+
+    #[test]
+    fn a_log_in_flight_is_never_dropped_for_another() {
+        let mut outbox = outbox(2, 100);
+        let first = outbox.push(Class::Log, None, message("0", 1)).unwrap();
+        outbox.sent(first);
+        outbox.push(Class::Log, None, message("1", 1)).unwrap();
+        outbox.push(Class::Log, None, message("2", 1)).unwrap();
+        outbox.disconnected();
+        assert_eq!(drain(&mut outbox), ["0", "2"]);
+        assert!(
+            outbox.push(Class::Log, None, message("3", 1)).is_err(),
+            "all in flight"
+        );
+    }
+
+    #[test]
+    fn the_newest_status_of_a_key_wins_and_keeps_its_place() {
+        let mut outbox = outbox(3, 100);
+        outbox.push(Class::Status, Some(1), message("a-1", 10)).unwrap();
+        outbox.push(Class::Status, Some(2), message("b-1", 10)).unwrap();
+        outbox.push(Class::Status, Some(1), message("a-2", 20)).unwrap();
+        assert_eq!(outbox.counters(Class::Status).replaced, 1);
+        let (id, first) = outbox.next().unwrap();
+        assert_eq!(first.topic, "a-2");
+        outbox.sent(id);
+        // In flight: the newer one waits behind, and the older one is not repeated.
+        outbox.push(Class::Status, Some(1), message("a-3", 10)).unwrap();
+        assert_eq!(outbox.len(Class::Status), 3);
+        outbox.disconnected();
+        assert_eq!(drain(&mut outbox), ["b-1", "a-3"]);
+        assert_eq!(outbox.counters(Class::Status).replaced, 2);
+        // A replacement that does not fit is given back, and the old one stays.
+        assert!(outbox.push(Class::Status, Some(9), message("c", 1)).is_ok());
+        assert!(outbox.push(Class::Status, Some(9), message("d", 99)).is_err());
+        assert_eq!(drain(&mut outbox), ["c"]);
+    }
+
+    #[test]
+    fn only_an_ack_or_a_refusal_removes() {
+        let mut outbox = outbox(3, 100);
+        let a = outbox.push(Class::Event, None, message("a", 10)).unwrap();
+        let b = outbox.push(Class::Event, None, message("b", 10)).unwrap();
+        outbox.sent(a);
+        outbox.sent(b);
+        outbox.disconnected();
+        outbox.sent(a);
+        outbox.sent(b);
+        assert_eq!(outbox.acked(b), Some(Class::Event), "out of order");
+        assert_eq!(outbox.acked(b), None, "twice");
+        assert_eq!(outbox.acked(99), None);
+        assert_eq!(outbox.refused(a), Some((Class::Event, message("a", 10))));
+        assert!(outbox.is_empty() && outbox.has_room(Class::Event, 100));
+        let counters = outbox.counters(Class::Event);
+        assert_eq!(
+            (
+                counters.pushed,
+                counters.acked,
+                counters.refused,
+                counters.repeated
+            ),
+            (2, 1, 1, 2)
+        );
+    }
+
+    #[test]
+    fn clearing_a_class_leaves_the_others() {
+        let mut outbox = outbox(3, 100);
+        outbox.push(Class::Status, Some(1), message("a", 10)).unwrap();
+        outbox.push(Class::Control, None, message("hello", 10)).unwrap();
+        assert_eq!(outbox.clear(Class::Status), 1);
+        assert_eq!(drain(&mut outbox), ["hello"]);
+        assert!(outbox.has_room(Class::Status, 100));
+    }
+}

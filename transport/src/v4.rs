@@ -138,6 +138,10 @@ fn why(error: ConnectionError, connected: bool) -> Why {
         ConnectionError::MqttState(state) => match state {
             StateError::AwaitPingResp => Why::Silent,
             StateError::ConnectionAborted => Why::hung_up(connected),
+            // Some brokers say DISCONNECT, which 3.1.1 does not let them.
+            StateError::WrongPacket if connected => {
+                Why::Kicked("without a reason that MQTT 3.1.1 knows".to_owned())
+            }
             StateError::Io(e) | StateError::Deserialization(mqttbytes::Error::Io(e)) => {
                 Why::broken(&e, connected)
             }
