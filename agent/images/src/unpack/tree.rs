@@ -107,6 +107,7 @@ impl Tree {
             root: Rc::new(root),
             last: None,
             buffer: vec![0; COPY_BUFFER],
+            implied: 0,
         })
     }
 
