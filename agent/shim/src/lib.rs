@@ -4,6 +4,8 @@
 //! itself (a forked child does, with a deadline); it takes requests from root only.
 
 pub mod client;
+mod lines;
+pub mod ring;
 pub mod protocol;
 
 /// The socket's name in the Pod's directory.
