@@ -2,11 +2,15 @@
 //!
 //! A command sets up by itself what it needs, says what it does, and ends with an error that a person can act on.
 
+mod bench;
 mod command;
 mod debian;
+mod demo;
 mod dist;
 mod elf;
 mod files;
+mod fleet;
+mod http;
 mod images;
 mod setup;
 mod test;
@@ -22,8 +26,10 @@ use workspace::Workspace;
 const USAGE: &str = "\
 usage: cargo xtask <command>
 
+  demo [--once]                    server, broker and a node here: apply examples/, show pods, logs, an answer
   test [--only STEP] [-- FILTER…]  every check: fmt, clippy, deny, tidy, images, unit and end-to-end tests
   dist [--target TARGET | --all]   the static agent under target/dist, checked and run
+  bench [--peers] [--idle SECONDS] the promises as figures, beside crun, podman and a bare clone and exec
   images                           the stand-in images under target/images
   tidy                             our own checks of the sources
   setup                            what `test` needs, without testing
@@ -54,6 +60,15 @@ fn dispatch(arguments: &[String]) -> Result<()> {
         ["setup"] => {
             setup::become_root()?;
             test::all(&workspace, Some("setup"), &[])
+        }
+        ["demo"] | ["demo", "--once"] => {
+            setup::become_root()?;
+            demo::run(&workspace, words.len() == 2)
+        }
+        ["bench", rest @ ..] => {
+            let options = bench::Options::parse(rest)?;
+            setup::become_root()?;
+            bench::run(&workspace, &options)
         }
         ["test", rest @ ..] => run_tests(&workspace, rest),
         ["dist", rest @ ..] => dist(&workspace, rest),

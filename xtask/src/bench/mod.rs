@@ -1,0 +1,126 @@
+//! `cargo xtask bench`: SPECIFICATION's promises as figures of this machine, beside what others cost here.
+//!
+//! Compare within one run only. A figure that could not be had is a row that says why, never a blank.
+
+mod own;
+mod peers;
+mod table;
+
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, bail};
+
+use crate::dist;
+use crate::fleet::{Binaries, Fleet, Interrupt};
+use crate::images;
+use crate::setup::{self, Programs};
+use crate::test;
+use crate::workspace::Workspace;
+
+use table::{Row, Verdict};
+
+/// Starts measured for every median.
+const ROUNDS: usize = 25;
+/// The Pods of SPECIFICATION's memory promise.
+const PODS: usize = 20;
+/// The idle time of SPECIFICATION's promise about flash.
+const IDLE: u64 = 600;
+
+/// What the command line may change.
+pub(crate) struct Options {
+    /// Install crun's and podman's packages when they are missing.
+    install_peers: bool,
+    /// Seconds over which the idle node is watched.
+    idle: Duration,
+}
+
+impl Options {
+    /// Reads `--peers` and `--idle SECONDS`.
+    pub(crate) fn parse(words: &[&str]) -> Result<Self> {
+        let mut options = Self {
+            install_peers: false,
+            idle: Duration::from_secs(IDLE),
+        };
+        let mut words = words.iter();
+        while let Some(word) = words.next() {
+            match *word {
+                "--peers" => options.install_peers = true,
+                "--idle" => {
+                    let value = words.next().context("--idle needs a number of seconds")?;
+                    let seconds = value
+                        .parse()
+                        .with_context(|| format!("--idle: {value} is not a number of seconds"))?;
+                    options.idle = Duration::from_secs(seconds);
+                }
+                other => bail!("`bench` takes --peers and --idle SECONDS, not {other}"),
+            }
+        }
+        Ok(options)
+    }
+}
+
+/// Measures everything and prints one table.
+pub(crate) fn run(workspace: &Workspace, options: &Options) -> Result<()> {
+    println!("==> setting up");
+    setup::packages(&setup::missing_packages())?;
+    setup::rust(workspace)?;
+    if options.install_peers && crate::command::find("podman").is_none() {
+        setup::packages(&["podman"])?;
+    }
+    let programs = Programs::prepare(workspace)?;
+    images::build(workspace)?;
+    println!("==> building the release agent and the server");
+    let target = format!("{}-unknown-linux-musl", std::env::consts::ARCH);
+    let agent = dist::agent(workspace, &target)?;
+    test::build(workspace)?;
+
+    let interrupt = Interrupt::catch()?;
+    println!("==> peers: {ROUNDS} starts each");
+    let peers = peers::measure(workspace, &interrupt)?;
+    let mut rows = vec![size_row(&agent)?];
+
+    println!("==> server and node");
+    let binaries = Binaries {
+        cli: workspace.binaries("debug").join("skiff"),
+        agent,
+        kubectl: programs.kubectl.clone(),
+    };
+    let mut fleet = Fleet::start(
+        &workspace.target().join("bench/fleet"),
+        "bench",
+        binaries,
+        interrupt,
+    )?;
+    fleet.import(&workspace.images().join("busybox.tar"))?;
+    rows.extend(own::measure(&mut fleet, &peers, options.idle)?);
+    drop(fleet);
+
+    println!();
+    table::print(&rows);
+    println!("\nbeside it, from start to the first byte that the container's process writes:");
+    for peer in &peers {
+        println!("  {peer}");
+    }
+    match rows
+        .iter()
+        .filter(|row| matches!(row.verdict, Verdict::Missed))
+        .count()
+    {
+        0 => Ok(()),
+        missed => bail!("{missed} of {} promises missed", rows.len()),
+    }
+}
+
+fn size_row(agent: &std::path::Path) -> Result<Row> {
+    let bytes = agent
+        .metadata()
+        .with_context(|| format!("cannot stat {}", agent.display()))?
+        .len();
+    Ok(Row::at_most(
+        "agent binary",
+        "MB",
+        dist::MAX_BYTES as f64 / 1e6,
+        bytes as f64 / 1e6,
+        "",
+    ))
+}
