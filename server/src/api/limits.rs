@@ -35,8 +35,8 @@ pub const BOOKMARK: Duration = Duration::from_secs(60);
 /// Bytes gathered into one chunk of a watch, so that a burst costs few writes and a slow reader little memory.
 pub const WATCH_CHUNK: usize = 64 << 10;
 
-/// Objects removed by one pass of a collection's deletion.
-pub const DELETE_PAGE: usize = 500;
+/// Objects of a collection deleted together, so that they share a transaction.
+pub const DELETE_GROUP: usize = 64;
 
 /// `Warning` headers on one answer, and the bytes of one.
 pub const WARNINGS: usize = 16;
@@ -66,3 +66,6 @@ pub const EVENT_SWEEP: Duration = Duration::from_secs(300);
 
 /// How often the namespaces that wait for their contents to go are looked at again.
 pub const NAMESPACE_RETRY: Duration = Duration::from_secs(1);
+
+/// How long the listener rests after it could not accept.
+pub const ACCEPT_PAUSE: Duration = Duration::from_millis(100);

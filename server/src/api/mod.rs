@@ -1,15 +1,72 @@
 //! The Kubernetes API over HTTPS.
 //!
 //! Data flow: listener → TLS → [`Identity`] → path → the table of [`resources`] → one verb for all kinds →
-//! [`Store`](crate::store::Store). What differs between kinds stands in the table and in a
-//! [`Strategy`](resources::Strategy) each; the verbs know no kind by name.
+//! [`Store`]. What differs between kinds stands in the table and in a [`Strategy`](resources::Strategy) each; the
+//! verbs know no kind by name.
 //!
 //! What always holds: a request is answered by a Kubernetes object, errors by a `Status`; nothing is stored that the
 //! [`validate`] module has not passed; bodies, queues and connections are bounded by [`limits`].
 
+mod binding;
+mod delete;
+mod discovery;
+mod dispatch;
+mod events;
+mod housekeeping;
 pub mod identity;
+pub mod kinds;
 pub mod limits;
+mod logs;
+mod metadata;
 pub mod nodes;
+mod openapi;
+mod patch;
+mod reply;
+mod request;
+pub mod resources;
+mod route;
+mod selector;
+mod serve;
+mod status;
+mod table;
+mod time;
+mod validate;
+mod verbs;
+mod watch;
 
+use std::sync::Arc;
+
+pub use binding::{bind, mark_unschedulable, set_condition};
+pub use delete::{DeleteOptions, Deletion, delete};
+pub use dispatch::router;
+pub use events::{Happening, record_event, sweep as sweep_events};
+pub use housekeeping::make_namespaces;
 pub use identity::{Identity, StaticTokens, Tokens};
 pub use nodes::{LogError, LogOptions, LogStream, Nodes, PodRef};
+pub use serve::serve;
+pub use status::{ApiError, ApiResult};
+
+use crate::store::Store;
+
+/// What the API works with. Cloning it clones handles.
+#[derive(Clone)]
+pub struct ApiState {
+    store: Arc<dyn Store>,
+    nodes: Arc<dyn Nodes>,
+    tokens: Arc<dyn Tokens>,
+    stop: tokio::sync::watch::Receiver<bool>,
+}
+
+impl ApiState {
+    /// The state of one server.
+    pub fn new(store: Arc<dyn Store>, nodes: Arc<dyn Nodes>, tokens: Arc<dyn Tokens>) -> Self {
+        // Replaced by the listener's; until then nothing stops.
+        let (_, stop) = tokio::sync::watch::channel(false);
+        Self {
+            store,
+            nodes,
+            tokens,
+            stop,
+        }
+    }
+}

@@ -21,6 +21,7 @@ mod sqlite;
 mod update;
 mod writer;
 
+pub(crate) use document::{now, uid};
 pub use history::Watch;
 pub use sqlite::SqliteStore;
 pub use update::{StoreExt, UpdateError};
