@@ -1,7 +1,7 @@
 //! CRC-32C (Castagnoli), by table.
 //!
-//! Always holds: [`update`] over pieces gives what it gives over their concatenation. States are kept without the final
-//! inversion, so that a salt can be computed once and continued from.
+//! Always holds: [`update`] over pieces gives what it gives over their concatenation. States are kept
+//! without the final inversion, so that a salt can be computed once and continued from.
 
 const POLYNOMIAL: u32 = 0x82f6_3b78;
 

@@ -1,6 +1,7 @@
 //! Storage with its errors named and its traffic counted.
 //!
-//! Always holds: an error says what was tried and on which file; a byte or a sync is counted when the storage said it succeeded.
+//! Always holds: an error says what was tried and on which file; a byte or a sync is counted when the
+//! storage said it succeeded.
 
 use std::io;
 use std::path::PathBuf;

@@ -1,7 +1,7 @@
 //! What can go wrong, and what it is about.
 //!
-//! Always holds: a damaged journal is [`Error::Corrupt`] or [`Error::Version`], which come without a journal and without
-//! records, so no caller can go on with them as if the node were new.
+//! Always holds: a damaged journal is [`Error::Corrupt`] or [`Error::Version`], which come without a
+//! journal and without records, so no caller can go on with them as if the node were new.
 
 use std::io;
 use std::path::PathBuf;
@@ -9,7 +9,8 @@ use std::path::PathBuf;
 /// Why the journal could not be opened or written.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The operating system refused a read, write or sync. What holds after a failed write is told by the call.
+    /// The operating system refused a read, write or sync. What holds after a failed write is told by the
+    /// call.
     #[error("{action} {}", .path.display())]
     Io {
         /// What was tried, as a phrase that the path completes.
@@ -47,7 +48,8 @@ pub enum Error {
         /// The one version that this program reads and writes.
         supported: u16,
     },
-    /// An earlier sync failed, so this segment cannot be trusted with more; a checkpoint moves to the other one.
+    /// An earlier sync failed, so this segment cannot be trusted with more; a checkpoint moves to the other
+    /// one.
     #[error("an earlier sync of {} failed; nothing can be committed before a checkpoint succeeds", .path.display())]
     NeedsCheckpoint {
         /// The segment's file.

@@ -1,7 +1,7 @@
 //! Segments as two files in a directory of their own.
 //!
-//! Always holds: the directory is locked as long as the storage lives; a file gets its final name only when its content and the directory
-//! were synced; file lengths never change after that.
+//! Always holds: the directory is locked as long as the storage lives; a file gets its final name only when
+//! its content and the directory were synced; file lengths never change after that.
 
 use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
 use std::io::{self, Read, Write};
@@ -22,8 +22,8 @@ pub struct FileStorage {
 }
 
 impl FileStorage {
-    /// Opens and locks `dir`, which is made (mode 0700) if it does not exist. `size` is that of a new journal; an
-    /// existing one keeps its own.
+    /// Opens and locks `dir`, which is made (mode 0700) if it does not exist. `size` is that of a new
+    /// journal; an existing one keeps its own.
     ///
     /// # Errors
     /// [`Error::Locked`] if another process, or another storage of this one, has it.

@@ -1,6 +1,7 @@
 //! Headers and frames as bytes; `FORMAT.md` has them in prose.
 //!
-//! Always holds: a [`Header`] or [`Frame`] exists only for bytes that passed their checksum. Nothing here reads or writes storage.
+//! Always holds: a [`Header`] or [`Frame`] exists only for bytes that passed their checksum. Nothing here
+//! reads or writes storage.
 
 use crate::crc;
 use crate::storage::{Segment, SegmentSize};
@@ -178,7 +179,8 @@ impl Batch {
     }
 }
 
-/// A batch's frame, ready to be written. Dropping it takes the end mark off again, so the batch can grow and be retried.
+/// A batch's frame, ready to be written. Dropping it takes the end mark off again, so the batch can grow
+/// and be retried.
 pub(crate) struct Sealed<'a> {
     bytes: &'a mut Vec<u8>,
     mark: bool,
@@ -213,6 +215,11 @@ pub(crate) struct Unverified {
     crc: u32,
 }
 
+/// The sequence of a frame at `at`, if one begins there.
+pub(crate) fn sequence_at(segment: &[u8], at: usize) -> Option<u64> {
+    u64_at(segment, at + 8)
+}
+
 impl Unverified {
     /// The head at `at`, if a frame of at most `max_payload` could begin there.
     pub(crate) fn at(segment: &[u8], at: usize, max_payload: usize) -> Option<Self> {
@@ -221,7 +228,7 @@ impl Unverified {
         let head = Self {
             len,
             crc: u32_at(segment, at + 4)?,
-            sequence: u64_at(segment, at + 8)?,
+            sequence: sequence_at(segment, at)?,
         };
         (RECORD_HEADER..=max_payload.min(room))
             .contains(&len)

@@ -1,7 +1,7 @@
 //! The journal itself: open, append, commit, checkpoint.
 //!
-//! Always holds: state in memory changes only after the storage said that the bytes are on the medium; what is uncertain on the medium is
-//! either owed (see [`Owed`]) or bars further commits (`needs_checkpoint`).
+//! Always holds: state in memory changes only after the storage said that the bytes are on the medium; what
+//! is uncertain on the medium is either owed (see [`Owed`]) or bars further commits (`needs_checkpoint`).
 //!
 //! ```text
 //!                 append            commit ok
@@ -64,7 +64,8 @@ pub enum Outcome {
 pub struct Recovery {
     /// How it was found.
     pub outcome: Outcome,
-    /// The last checkpoint's records, then what was committed after it, in order. All of them are on the medium.
+    /// The last checkpoint's records, then what was committed after it, in order. All of them are on the
+    /// medium.
     pub records: Vec<Vec<u8>>,
 }
 
@@ -124,7 +125,8 @@ impl<S: Storage> Journal<S> {
     /// Opens the journal in `storage`, or makes one where none ever was.
     ///
     /// # Errors
-    /// [`Error::Corrupt`] and [`Error::Version`] leave the storage as it was. [`Error::Io`] may be tried again.
+    /// [`Error::Corrupt`] and [`Error::Version`] leave the storage as it was. [`Error::Io`] may be tried
+    /// again.
     pub fn open(storage: S) -> Result<(Self, Recovery), Error> {
         let mut disk = Disk::new(storage);
         let outcome = match disk.run("looking for", Segment::Zero, S::presence)? {
@@ -204,11 +206,13 @@ impl<S: Storage> Journal<S> {
         Ok(sequence)
     }
 
-    /// Makes every buffered record durable: one write, one sync. Without buffered records it touches no storage.
+    /// Makes every buffered record durable: one write, one sync. Without buffered records it touches no
+    /// storage.
     ///
     /// # Errors
-    /// The batch is not durable and stays buffered. After a failed write the next commit tries again in the same place; after a
-    /// failed sync commits fail with [`Error::NeedsCheckpoint`] until a checkpoint succeeds.
+    /// The batch is not durable and stays buffered. After a failed write the next commit tries again in the
+    /// same place; after a failed sync commits fail with [`Error::NeedsCheckpoint`] until a checkpoint
+    /// succeeds.
     pub fn commit(&mut self) -> Result<Durable, Error> {
         if self.batch.is_empty() {
             return Ok(self.durable());
@@ -268,8 +272,8 @@ impl<S: Storage> Journal<S> {
         self.owed = Owed::SecondCopy;
         self.checkpoints += 1;
         self.committed();
-        // The checkpoint is durable whatever becomes of the second copy; a failure is counted, and stands in the way of
-        // the next commit or checkpoint until it is made good.
+        // The checkpoint is durable whatever becomes of the second copy; a failure is counted, and stands
+        // in the way of the next commit or checkpoint until it is made good.
         let _owed_until_paid = self.pay();
         Ok(self.durable())
     }
@@ -306,8 +310,8 @@ impl<S: Storage> Journal<S> {
         self.batch.clear(limits::RETAINED_BUFFER);
     }
 
-    /// Writes `live` as frames into the segment of `header`, sets its `checkpoint_end`, and gives the sequence behind the last
-    /// record. Syncs nothing.
+    /// Writes `live` as frames into the segment of `header`, sets its `checkpoint_end`, and gives the
+    /// sequence behind the last record. Syncs nothing.
     fn write_live<'a>(
         &mut self,
         header: &mut Header,

@@ -6,8 +6,8 @@
 //! - A damaged journal is an [`Error`]; it is never opened, so it cannot be taken for an empty one.
 //! - Nothing is written unless the caller appends, checkpoints or opens.
 //!
-//! What the records mean, and whether they are sealed, is the caller's business. `FORMAT.md` beside this crate
-//! describes every byte and what the medium is assumed to do. The calls block.
+//! What the records mean, and whether they are sealed, is the caller's business. `FORMAT.md` beside this
+//! crate describes every byte and what the medium is assumed to do. The calls block.
 
 mod crc;
 mod disk;

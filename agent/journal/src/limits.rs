@@ -1,13 +1,13 @@
 //! Every bound of the journal, each with the reason for its number.
 //!
-//! Always holds: one record of the largest size fits into a segment behind the largest checkpoint, so a checkpoint that
-//! succeeded always makes room. The assertions at the end are checked by the compiler.
+//! Always holds: one record of the largest size fits into a segment behind the largest checkpoint, so a
+//! checkpoint that succeeded always makes room. The assertions at the end are checked by the compiler.
 
 /// Smallest segment, bytes. Two header blocks of 4 KiB and as much again for frames.
 pub const MIN_SEGMENT: u32 = 16 * 1024;
 
-/// Segment size unless told otherwise, bytes. A fourth of it holds the largest message of the wire (1.5 MiB), the rest
-/// the desired state of some hundred pods.
+/// Segment size unless told otherwise, bytes. A fourth of it holds the largest message of the wire (1.5
+/// MiB), the rest the desired state of some hundred pods.
 pub const DEFAULT_SEGMENT: u32 = 8 * 1024 * 1024;
 
 /// Largest segment, bytes. Recovery reads one whole segment into memory.

@@ -1,13 +1,14 @@
 //! What the bytes of a journal mean after anything may have happened to them.
 //!
-//! Always holds: deciding writes nothing; what has to be written before the journal may be used comes out as a [`Plan`]. Damage is an
-//! error and never a shorter journal, except where `FORMAT.md` says that the two cannot be told apart.
+//! Always holds: deciding writes nothing; what has to be written before the journal may be used comes out
+//! as a [`Plan`]. Damage is an error and never a shorter journal, except where `FORMAT.md` says that the
+//! two cannot be told apart.
 
 use crate::disk::Disk;
 use crate::error::{Damage, Error};
 use crate::format::{
     END_MARK, FRAME_HEADER, FRAMES_START, HEADER, HEADER_COPIES, Header, HeaderFault, MIN_FRAME, Unverified,
-    VERSION,
+    VERSION, sequence_at,
 };
 use crate::storage::{Segment, SegmentSize, Storage};
 
@@ -171,24 +172,25 @@ pub(crate) fn scan(segment: &[u8], header: &Header) -> Result<Chain, (usize, Dam
 
 /// The offset of a valid frame behind `end` that continues, or follows, `sequence`.
 fn later_frame(segment: &[u8], header: &Header, end: usize, sequence: u64) -> Option<usize> {
+    const STRIDE: usize = 4096;
+    const ZEROS: [u8; STRIDE + FRAME_HEADER] = [0; STRIDE + FRAME_HEADER];
     let salt = header.salt();
-    // No more records than record headers fit into the segment. The range is what keeps this scan short: a checksum is
-    // computed only where eight bytes look like a sequence, and those cannot be guessed.
+    // No more records than record headers fit into the segment. The range is what keeps this scan short: a
+    // checksum is computed only where eight bytes look like a sequence, and those cannot be guessed.
     let range = sequence..=sequence.saturating_add(segment.len() as u64);
-    let behind = segment.get(end + 1..)?;
-    behind
-        .windows(MIN_FRAME)
-        .enumerate()
-        .map(|(index, window)| (end + 1 + index, window))
-        .find_map(|(at, window)| {
-            let looks_right = window[8..]
-                .first_chunk()
-                .is_some_and(|bytes| range.contains(&u64::from_le_bytes(*bytes)));
-            let head = looks_right
-                .then(|| Unverified::at(segment, at, header.size.max_payload()))
-                .flatten()?;
-            head.verify(segment, at, salt).map(|_| at)
+    let starts = end + 1..segment.len().saturating_sub(MIN_FRAME - 1);
+    starts.clone().step_by(STRIDE).find_map(|from| {
+        let stride = &segment[from..segment.len().min(from + ZEROS.len())];
+        // Where all is zero no sequence begins, and most of a segment is zero until it was filled once.
+        if stride == &ZEROS[..stride.len()] {
+            return None;
+        }
+        (from..starts.end.min(from + STRIDE)).find(|&at| {
+            sequence_at(segment, at).is_some_and(|found| range.contains(&found))
+                && Unverified::at(segment, at, header.size.max_payload())
+                    .is_some_and(|head| head.verify(segment, at, salt).is_some())
         })
+    })
 }
 
 /// Bytes of a batch that was being written at `end`, as far as its header survived; `None` at an end mark.

@@ -1,7 +1,7 @@
 //! What the journal needs of the place it is kept in.
 //!
-//! Always holds: the journal touches storage only through [`Storage`], so a test can make every write and every sync fail, tear or
-//! lie. Segment numbers and sizes are valid by construction.
+//! Always holds: the journal touches storage only through [`Storage`], so a test can make every write and
+//! every sync fail, tear or lie. Segment numbers and sizes are valid by construction.
 
 use std::io;
 use std::path::PathBuf;
@@ -99,7 +99,8 @@ impl SegmentSize {
         self.max_record() + RECORD_HEADER
     }
 
-    /// The most a checkpoint may take, bytes, framing included: one record of the largest size fits behind it.
+    /// The most a checkpoint may take, bytes, framing included: one record of the largest size fits behind
+    /// it.
     pub fn max_checkpoint(self) -> usize {
         self.capacity() - self.max_payload() - FRAME_HEADER
     }
@@ -112,8 +113,8 @@ pub trait Storage {
     /// What is there. An interrupted [`publish`](Self::publish) is completed or undone here.
     fn presence(&mut self) -> io::Result<Presence>;
 
-    /// Makes two segments of zeros, replacing what an interrupted `create` left. Until they are published they can be
-    /// read, written and synced, but [`presence`](Self::presence) does not count them.
+    /// Makes two segments of zeros, replacing what an interrupted `create` left. Until they are published
+    /// they can be read, written and synced, but [`presence`](Self::presence) does not count them.
     fn create(&mut self) -> io::Result<SegmentSize>;
 
     /// Makes the created, synced segments present, atomically and durably.
@@ -125,7 +126,8 @@ pub trait Storage {
     /// Fills `into` from `offset` on; a shorter file is an error.
     fn read_at(&mut self, segment: Segment, offset: u64, into: &mut [u8]) -> io::Result<()>;
 
-    /// Writes all of `bytes` at `offset`, or fails having written any part of it. Never makes the file longer.
+    /// Writes all of `bytes` at `offset`, or fails having written any part of it. Never makes the file
+    /// longer.
     fn write_at(&mut self, segment: Segment, offset: u64, bytes: &[u8]) -> io::Result<()>;
 
     /// Returns when everything written to the segment before is on the medium.

@@ -122,8 +122,8 @@ fn what_recovery_reports_after_a_kill_is_durable() {
     }
 }
 
-/// More than the format promises to bear: a sector that was being written turns to noise. Acknowledged records that share the
-/// sector may be lost then, but nothing is invented and nothing is taken for empty.
+/// More than the format promises to bear: a sector that was being written turns to noise. Acknowledged
+/// records that share the sector may be lost then, but nothing is invented and nothing is taken for empty.
 #[test]
 fn a_garbled_sector_invents_nothing() {
     let mut harmed = 0;
@@ -154,8 +154,8 @@ fn a_garbled_sector_invents_nothing() {
     assert!(harmed > 0, "the assumption about sectors was never broken");
 }
 
-/// A checkpoint that a cut interrupts leaves frames of an epoch that the next process uses again. None of them may count behind a
-/// shorter checkpoint.
+/// A checkpoint that a cut interrupts leaves frames of an epoch that the next process uses again. None of
+/// them may count behind a shorter checkpoint.
 #[test]
 fn frames_of_an_interrupted_checkpoint_are_wiped() {
     for operation in 1..9 {

@@ -177,6 +177,15 @@ fn frames() {
     );
 }
 
+/// A later frame is found wherever it begins, up to the last place where one fits.
+#[test]
+fn a_later_frame_anywhere() {
+    for at in (FRAMES[4] + 1..=16384 - 20).rev().step_by(7).chain(12289..12320) {
+        let want = Found::Corrupt(Segment::One, 8298, Damage::Middle { next: at as u64 });
+        check("later", |f| forge_frame(&mut f[1], at, FIRST + 7, &[0; 4]), want);
+    }
+}
+
 /// Frames that an earlier use of the segment left, right but for the epoch, never count.
 #[test]
 fn stale_frames() {

@@ -1,6 +1,7 @@
 //! Writes and syncs that fail, once or for good, followed by power cuts.
 //!
-//! Always holds: the caller repeats what failed, as the documentation tells it to, and the same checker judges.
+//! Always holds: the caller repeats what failed, as the documentation tells it to, and the same checker
+//! judges.
 
 use skiff_journal::{Error, Journal};
 

@@ -13,7 +13,8 @@ use skiff_journal::{AppendError, Damage, Error, FileStorage, Journal, Outcome, R
 
 const CHILD: &str = "SKIFF_JOURNAL_TEST_DIRECTORY";
 
-/// Between its fork and its exec a child holds the locks of every test in this process, so one of these runs at a time.
+/// Between its fork and its exec a child holds the locks of every test in this process, so one of these
+/// runs at a time.
 fn alone() -> MutexGuard<'static, ()> {
     static ALONE: Mutex<()> = Mutex::new(());
     ALONE.lock().unwrap_or_else(PoisonError::into_inner)
@@ -199,7 +200,8 @@ fn bounds_are_named_and_change_nothing() {
     assert_eq!(recovery.records, [record.as_slice(); 4]);
 }
 
-/// The promise: a commit of one record is one write and one sync, of 36 bytes more than the record; and idling costs nothing.
+/// The promise: a commit of one record is one write and one sync, of 36 bytes more than the record; and
+/// idling costs nothing.
 #[test]
 fn what_a_commit_costs() {
     let _alone = alone();

@@ -1,4 +1,5 @@
-//! The format, byte for byte. The hex was computed from `FORMAT.md` alone, by a program that shares nothing with this crate.
+//! The format, byte for byte. The hex was computed from `FORMAT.md` alone, by a program that shares nothing
+//! with this crate.
 //!
 //! Always holds: a journal written by any released version is in here, and still opens.
 

@@ -1,7 +1,7 @@
 //! A simulated medium behind a volatile cache.
 //!
-//! Always holds: at a power cut each 512-byte sector independently becomes any version of itself written since the last successful sync,
-//! or the one synced then. One seed replays a whole run.
+//! Always holds: at a power cut each 512-byte sector independently becomes any version of itself written
+//! since the last successful sync, or the one synced then. One seed replays a whole run.
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -253,7 +253,8 @@ impl File {
         }
     }
 
-    /// A failed sync on Linux: some pages reach the medium, all count as clean, and reads give what was written.
+    /// A failed sync on Linux: some pages reach the medium, all count as clean, and reads give what was
+    /// written.
     fn sync_failed(&mut self, rng: &mut Rng) {
         for (sector, versions) in std::mem::take(&mut self.unsynced) {
             if let Some(version) = versions.get(rng.below(versions.len() + 1)) {

@@ -1,6 +1,7 @@
 //! What a journal must hold, a workload, and the one checker.
 //!
-//! Always holds: the model knows the state that was acknowledged last and every state attempted since; recovery must give exactly one of them.
+//! Always holds: the model knows the state that was acknowledged last and every state attempted since;
+//! recovery must give exactly one of them.
 
 use skiff_journal::{AppendError, Error, Journal, Outcome, Recovery};
 
@@ -69,7 +70,8 @@ impl Model {
         Ok(())
     }
 
-    /// Appends, commits and checkpoints at random; repeats what failed until `patience` failures, or the power is gone.
+    /// Appends, commits and checkpoints at random; repeats what failed until `patience` failures, or the
+    /// power is gone.
     pub(crate) fn work(
         &mut self,
         journal: &mut Journal<Medium>,
