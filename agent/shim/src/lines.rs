@@ -57,7 +57,10 @@ fn split_long<'a>(mut line: &'a [u8], emit: &mut impl FnMut(&[u8], bool)) -> &'a
 /// The last place at or before [`MAX_LINE`] that is not inside of a character of UTF-8.
 fn boundary(line: &[u8]) -> usize {
     let inside = |at: usize| line[at] & 0xc0 == 0x80;
-    (MAX_LINE - 3..=MAX_LINE).rev().find(|&at| !inside(at)).unwrap_or(MAX_LINE)
+    (MAX_LINE - 3..=MAX_LINE)
+        .rev()
+        .find(|&at| !inside(at))
+        .unwrap_or(MAX_LINE)
 }
 
 #[cfg(test)]
@@ -79,12 +82,18 @@ mod tests {
     fn lines_come_out_whole_however_they_are_cut() {
         let check = |pieces: &[&str], expected: &[(&str, bool)]| {
             let pieces: Vec<&[u8]> = pieces.iter().map(|piece| piece.as_bytes()).collect();
-            let expected: Vec<_> = expected.iter().map(|(text, partial)| (text.as_bytes().to_vec(), *partial)).collect();
+            let expected: Vec<_> = expected
+                .iter()
+                .map(|(text, partial)| (text.as_bytes().to_vec(), *partial))
+                .collect();
             assert_eq!(records(&pieces), expected);
         };
         check(&["a\nb\n"], &[("a", false), ("b", false)]);
         check(&["a", "b\nc"], &[("ab", false), ("c", true)]);
-        check(&["a\n", "\n", "b\r\n"], &[("a", false), ("", false), ("b\r", false)]);
+        check(
+            &["a\n", "\n", "b\r\n"],
+            &[("a", false), ("", false), ("b\r", false)],
+        );
         check(&["", "\n"], &[("", false)]);
         check(&[], &[]);
     }
@@ -96,7 +105,10 @@ mod tests {
             for piece in [1, 7, 4096, MAX_LINE, text.len()] {
                 let pieces: Vec<&[u8]> = text.as_bytes().chunks(piece).collect();
                 let out = records(&pieces);
-                assert!(out.iter().all(|(bytes, _)| bytes.len() <= MAX_LINE && std::str::from_utf8(bytes).is_ok()));
+                assert!(
+                    out.iter()
+                        .all(|(bytes, _)| bytes.len() <= MAX_LINE && std::str::from_utf8(bytes).is_ok())
+                );
                 let (last, parts) = out.split_last().unwrap();
                 assert!(!last.1 && parts.iter().all(|(_, partial)| *partial));
                 let whole: Vec<u8> = out.iter().flat_map(|(bytes, _)| bytes.clone()).collect();
@@ -108,6 +120,9 @@ mod tests {
     #[test]
     fn bytes_that_are_no_text_are_cut_all_the_same() {
         let out = records(&[&vec![0x80; 3 * MAX_LINE]]);
-        assert_eq!(out.iter().map(|(bytes, _)| bytes.len()).sum::<usize>(), 3 * MAX_LINE);
+        assert_eq!(
+            out.iter().map(|(bytes, _)| bytes.len()).sum::<usize>(),
+            3 * MAX_LINE
+        );
     }
 }

@@ -158,7 +158,9 @@ fn checksum(words: &[u64; HEADER_WORDS]) -> u64 {
     words[..HEADER_WORDS - 1]
         .iter()
         .flat_map(|word| word.to_le_bytes())
-        .fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3))
+        .fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
+            (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3)
+        })
 }
 
 fn padded(length: usize) -> usize {
@@ -191,13 +193,21 @@ impl Writer {
     /// When the file cannot be made.
     pub fn create(path: &Path, capacity: u64) -> Result<Self, RingError> {
         let capacity = capacity.max(MIN_CAPACITY).next_multiple_of(BLOCKS * 8);
-        let io = |cause| RingError::Io { path: path.to_owned(), cause };
+        let io = |cause| RingError::Io {
+            path: path.to_owned(),
+            cause,
+        };
         // A reader of the old file keeps that file.
         match std::fs::remove_file(path) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(io(error)),
             _ => {}
         }
-        let file = File::options().read(true).write(true).create_new(true).open(path).map_err(io)?;
+        let file = File::options()
+            .read(true)
+            .write(true)
+            .create_new(true)
+            .open(path)
+            .map_err(io)?;
         let writer = Self {
             path: path.to_owned(),
             file,
@@ -234,8 +244,10 @@ impl Writer {
             Some(block) if offset < block.offset + self.capacity / BLOCKS => block.records += 1,
             _ => self.pending_blocks.push(Block { offset, records: 1 }),
         }
-        self.pending.extend_from_slice(&(bytes.len() as u32).to_le_bytes());
-        self.pending.extend_from_slice(&[stream.index() as u8, if partial { PARTIAL } else { 0 }]);
+        self.pending
+            .extend_from_slice(&(bytes.len() as u32).to_le_bytes());
+        self.pending
+            .extend_from_slice(&[stream.index() as u8, if partial { PARTIAL } else { 0 }]);
         self.pending.extend_from_slice(&MARK.to_le_bytes());
         self.pending.extend_from_slice(&offset.to_le_bytes());
         self.pending.extend_from_slice(&unix_ns.to_le_bytes());
@@ -270,7 +282,9 @@ impl Writer {
     /// Forgets whole blocks until everything up to `end` fits.
     fn make_room(&mut self, end: u64) {
         while end - self.bounds.oldest > self.capacity {
-            let Some(block) = self.blocks.pop_front() else { break };
+            let Some(block) = self.blocks.pop_front() else {
+                break;
+            };
             let next = self.blocks.front().map_or(end, |block| block.offset);
             self.bounds.dropped_records += block.records;
             self.bounds.dropped_bytes += next - self.bounds.oldest;
@@ -315,8 +329,15 @@ impl Reader {
     /// # Errors
     /// When there is none of that name, or it is something else.
     pub fn open(path: &Path) -> Result<Self, RingError> {
-        let file = File::open(path).map_err(|cause| RingError::Io { path: path.to_owned(), cause })?;
-        let mut reader = Self { path: path.to_owned(), file, capacity: 0 };
+        let file = File::open(path).map_err(|cause| RingError::Io {
+            path: path.to_owned(),
+            cause,
+        })?;
+        let mut reader = Self {
+            path: path.to_owned(),
+            file,
+            capacity: 0,
+        };
         let (capacity, _) = reader.header()?;
         if capacity < MIN_CAPACITY || !capacity.is_multiple_of(8) {
             return Err(reader.malformed("capacity"));
@@ -341,12 +362,30 @@ impl Reader {
             for (word, bytes) in words.iter_mut().zip(bytes.as_chunks::<8>().0) {
                 *word = u64::from_le_bytes(*bytes);
             }
-            let [magic, capacity, oldest, end, records, dropped_records, dropped_bytes, sum] = words;
+            let [
+                magic,
+                capacity,
+                oldest,
+                end,
+                records,
+                dropped_records,
+                dropped_bytes,
+                sum,
+            ] = words;
             if magic != MAGIC {
                 return Err(self.malformed("magic"));
             }
             if sum == checksum(&words) && oldest <= end && end - oldest <= capacity {
-                return Ok((capacity, Bounds { oldest, end, records, dropped_records, dropped_bytes }));
+                return Ok((
+                    capacity,
+                    Bounds {
+                        oldest,
+                        end,
+                        records,
+                        dropped_records,
+                        dropped_bytes,
+                    },
+                ));
             }
             // Half of a header that is just being written.
             std::thread::yield_now();
@@ -384,7 +423,11 @@ impl Reader {
         }
         // The writer is faster than we read: everything up to its end is gone for us.
         let end = self.bounds()?.end;
-        Ok(Chunk { gap: (end > from).then_some(Gap { from, to: end }), records: Vec::new(), next: end })
+        Ok(Chunk {
+            gap: (end > from).then_some(Gap { from, to: end }),
+            records: Vec::new(),
+            next: end,
+        })
     }
 
     /// Where the last `lines` lines begin. Parts of a long line count as one.
@@ -426,7 +469,9 @@ impl Reader {
 
     /// Shows all records that there are now, until `see` has seen enough; gives the offset after the last one.
     fn scan(&self, mut see: impl FnMut(&Record) -> bool) -> Result<u64, RingError> {
-        let Bounds { oldest: mut at, end, .. } = self.bounds()?;
+        let Bounds {
+            oldest: mut at, end, ..
+        } = self.bounds()?;
         while at < end {
             let chunk = self.read(at, FLUSH_AT)?;
             if !chunk.records.iter().all(&mut see) || chunk.next == at {
@@ -446,11 +491,17 @@ impl Reader {
     }
 
     fn read_exact(&self, bytes: &mut [u8], at: u64) -> Result<(), RingError> {
-        self.file.read_exact_at(bytes, at).map_err(|cause| RingError::Io { path: self.path.clone(), cause })
+        self.file.read_exact_at(bytes, at).map_err(|cause| RingError::Io {
+            path: self.path.clone(),
+            cause,
+        })
     }
 
     fn malformed(&self, what: &'static str) -> RingError {
-        RingError::Malformed { path: self.path.clone(), what }
+        RingError::Malformed {
+            path: self.path.clone(),
+            what,
+        }
     }
 }
 
@@ -460,18 +511,52 @@ fn parse(start: u64, bytes: &[u8]) -> Result<(Vec<Record>, u64), ()> {
     let mut at = 0;
     while let Some(record) = bytes[at..].first_chunk::<RECORD>() {
         let offset = start + at as u64;
-        let [a, b, c, d, stream, flags, mark @ .., _, _, _, _, _, _, _, _, _, _, _, _, _, _, _, _] = *record;
+        let [
+            a,
+            b,
+            c,
+            d,
+            stream,
+            flags,
+            mark @ ..,
+            _,
+            _,
+            _,
+            _,
+            _,
+            _,
+            _,
+            _,
+            _,
+            _,
+            _,
+            _,
+            _,
+            _,
+            _,
+            _,
+        ] = *record;
         let own: [u8; 8] = record[8..16].try_into().map_err(drop)?;
         let time: [u8; 8] = record[16..24].try_into().map_err(drop)?;
         let length = u32::from_le_bytes([a, b, c, d]) as usize;
-        if u16::from_le_bytes(mark) != MARK || u64::from_le_bytes(own) != offset || length > MAX_LINE || stream > 1 {
+        if u16::from_le_bytes(mark) != MARK
+            || u64::from_le_bytes(own) != offset
+            || length > MAX_LINE
+            || stream > 1
+        {
             return Err(());
         }
-        let Some(line) = bytes.get(at + RECORD..at + RECORD + length) else { break };
+        let Some(line) = bytes.get(at + RECORD..at + RECORD + length) else {
+            break;
+        };
         records.push(Record {
             offset,
             unix_ns: i64::from_le_bytes(time),
-            stream: if stream == 0 { Stream::Stdout } else { Stream::Stderr },
+            stream: if stream == 0 {
+                Stream::Stdout
+            } else {
+                Stream::Stderr
+            },
             partial: flags & PARTIAL != 0,
             bytes: line.to_vec(),
         });

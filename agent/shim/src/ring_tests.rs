@@ -58,19 +58,35 @@ fn the_oldest_are_dropped_and_the_gap_is_told() {
     let bounds = reader.bounds().unwrap();
     assert!(bounds.end - bounds.oldest <= MIN_CAPACITY && bounds.end - bounds.oldest > MIN_CAPACITY * 9 / 10);
     let (numbers, gaps) = read_all(&reader, 0, 100_000);
-    assert_eq!(gaps, [Gap { from: 0, to: bounds.oldest }]);
+    assert_eq!(
+        gaps,
+        [Gap {
+            from: 0,
+            to: bounds.oldest
+        }]
+    );
     assert_eq!(gaps[0].bytes(), bounds.dropped_bytes);
     assert_eq!(bounds.dropped_records, numbers[0]);
     assert_eq!(numbers, (numbers[0]..100_000).collect::<Vec<_>>());
     // A reader that had kept up goes on without a gap.
     write_lines(&mut writer, 100_000..100_010);
-    assert_eq!(read_all(&reader, bounds.end, 100), ((100_000..100_010).collect(), vec![]));
+    assert_eq!(
+        read_all(&reader, bounds.end, 100),
+        ((100_000..100_010).collect(), vec![])
+    );
 }
 
 #[test]
 fn tail_and_since_find_the_beginning_of_lines() {
     let (_dir, mut writer, reader) = ring(0);
-    let first = |from: u64| reader.read(from, 0).unwrap().records.first().map(|record| record.bytes.clone());
+    let first = |from: u64| {
+        reader
+            .read(from, 0)
+            .unwrap()
+            .records
+            .first()
+            .map(|record| record.bytes.clone())
+    };
     writer.append(Stream::Stdout, 10, false, b"one");
     writer.append(Stream::Stdout, 20, true, b"two, ");
     writer.append(Stream::Stderr, 25, false, b"error");
@@ -79,7 +95,12 @@ fn tail_and_since_find_the_beginning_of_lines() {
     writer.append(Stream::Stdout, 50, false, b"three");
     writer.flush();
     let check = |offset: u64, expected: Option<&str>| {
-        assert_eq!(first(offset).map(|bytes| String::from_utf8(bytes).unwrap()).as_deref(), expected);
+        assert_eq!(
+            first(offset)
+                .map(|bytes| String::from_utf8(bytes).unwrap())
+                .as_deref(),
+            expected
+        );
     };
     check(reader.tail(0).unwrap(), None);
     check(reader.tail(1).unwrap(), Some("three"));
@@ -121,7 +142,10 @@ fn a_reader_beside_a_writer_sees_lines_or_gaps_and_nothing_else() {
         done.store(true, Ordering::SeqCst);
         let (seen, missed, last) = reading.join().unwrap();
         assert_eq!(last, Some(LINES as i64 - 1));
-        assert!(seen == LINES || missed > 0, "{seen} seen, nothing reported missing");
+        assert!(
+            seen == LINES || missed > 0,
+            "{seen} seen, nothing reported missing"
+        );
     });
 }
 

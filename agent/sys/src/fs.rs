@@ -60,6 +60,17 @@ pub fn space(path: &Path) -> Result<Space> {
     })
 }
 
+/// Removes a directory with all that is in it; a missing one is not an error. Symbolic links are not followed.
+///
+/// # Errors
+/// `EBUSY` when something in it is mounted.
+pub fn remove_dir_all(dir: &Path) -> Result<()> {
+    match fs::remove_dir_all(dir) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error).doing_path("remove", dir),
+        _ => Ok(()),
+    }
+}
+
 /// How a path that points outside is taken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Resolve {

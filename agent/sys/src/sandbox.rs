@@ -11,7 +11,6 @@
 //! ```
 
 use std::fs;
-use std::io;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -21,6 +20,7 @@ use nix::sched::{CloneFlags, unshare};
 use crate::cgroup::Cgroups;
 use crate::config::{NetworkConfig, SandboxConfig};
 use crate::error::{Doing, Result};
+use crate::fs::remove_dir_all;
 use crate::mount;
 use crate::netlink::Netlink;
 
@@ -103,13 +103,11 @@ pub fn destroy(config: &SandboxConfig, cgroups: &Cgroups) -> Result<()> {
         _ => Ok(()),
     };
     let unmounted = mount::unmount_all_under(&config.ns_dir);
-    let deleted = match fs::remove_dir_all(&config.ns_dir) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => {
-            Err(error).doing_path("remove", &config.ns_dir)
-        }
-        _ => Ok(()),
-    };
-    killed.and(removed).and(unlinked).and(unmounted).and(deleted)
+    killed
+        .and(removed)
+        .and(unlinked)
+        .and(unmounted)
+        .and_then(|()| remove_dir_all(&config.ns_dir))
 }
 
 /// What is still there of Pods, found without any record of them.

@@ -18,7 +18,7 @@ use std::fs;
 use std::io::Read;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use libcontainer::container::builder::ContainerBuilder;
@@ -29,7 +29,7 @@ use crate::cap;
 use crate::cgroup::{Cgroups, Version};
 use crate::config::{ContainerConfig, Limits, RunError, Seccomp, Started};
 use crate::error::{Doing, KernelError, Result};
-use crate::fs::Root;
+use crate::fs::{Root, remove_dir_all};
 use crate::{devices, mount, process, seccomp};
 use payload::{Failure, Payload};
 use trace::Trace;
@@ -97,15 +97,15 @@ pub fn run(
         id: config.id.clone(),
         reason,
     };
-    container.start().map_err(|error| start(reason(&trace, &error)))?;
-    drop(sender);
     let pid = container
         .pid()
         .ok_or_else(|| start("it has no process".to_owned()))?
         .as_raw();
-    executed(config, status)?;
-    // It may have ended already; its parent has not waited for it yet, so its number still names it.
+    // Once it runs it may end, and be waited for by its parent, at any time; until then it waits for us.
     let start_time = process::start_time(pid).map_err(|error| start(error.to_string()))?;
+    container.start().map_err(|error| start(reason(&trace, &error)))?;
+    drop(sender);
+    executed(config, status)?;
     Ok(Started { pid, start_time })
 }
 
@@ -288,13 +288,6 @@ impl Remains {
 pub fn remove(remains: &Remains, cgroups: &Cgroups, timeout: Duration) -> Result<()> {
     let killed = cgroups.kill_all(&remains.cgroup_path, timeout);
     let removed = cgroups.remove(&remains.cgroup_path, timeout);
-    let (state, bundle) = (remove_dir(&remains.state), remove_dir(&remains.bundle));
+    let (state, bundle) = (remove_dir_all(&remains.state), remove_dir_all(&remains.bundle));
     killed.and(removed).and(state).and(bundle)
-}
-
-fn remove_dir(dir: &Path) -> Result<()> {
-    match fs::remove_dir_all(dir) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error).doing_path("remove", dir),
-        _ => Ok(()),
-    }
 }

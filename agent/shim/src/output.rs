@@ -1,0 +1,158 @@
+//! A container's output: two pipes, read without waiting, cut into lines, written to its ring.
+//!
+//! Always holds: one wake-up reads at most [`MAX_ROUND`] bytes of a stream, so a chatty container cannot starve the others;
+//! the big buffer lives for one wake-up only, because an idle shim is to be small.
+
+use std::fs::File;
+use std::io::{self, Read};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::fchown;
+use std::path::Path;
+
+use skiff_sys::container::Stdio;
+use skiff_sys::{KernelError, process};
+
+use crate::lines::Lines;
+use crate::protocol::LogState;
+use crate::ring::{RingError, Stream, Writer};
+
+/// Bytes of a stream that are read in one go. Large enough for the allocator to give it back to the kernel at once.
+const BUFFER: usize = 256 * 1024;
+
+/// Bytes of a stream that are read in one wake-up.
+const MAX_ROUND: usize = 1 << 20;
+
+/// Attempts whose rings are kept: this one and, for `logs --previous`, the one before.
+const KEPT_ATTEMPTS: u32 = 2;
+
+/// Why a container's output has nowhere to go.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum OutputError {
+    #[error(transparent)]
+    Ring(#[from] RingError),
+    #[error(transparent)]
+    Kernel(#[from] KernelError),
+    #[error("log directory {path}: {cause}")]
+    Directory { path: String, cause: io::Error },
+}
+
+/// The shim's side of a container's output.
+#[derive(Debug)]
+pub(crate) struct Output {
+    streams: [Option<File>; 2],
+    lines: [Lines; 2],
+    writer: Writer,
+}
+
+/// Index of each stream.
+const STREAMS: [Stream; 2] = [Stream::Stdout, Stream::Stderr];
+
+impl Output {
+    /// Makes the ring `<dir>/<attempt>.ring` and the pipes. They belong to `uid`, because programs that are not root
+    /// reopen them as `/dev/stdout`.
+    pub(crate) fn create(
+        dir: &Path,
+        attempt: u32,
+        capacity: u64,
+        uid: u32,
+    ) -> Result<(Self, Stdio), OutputError> {
+        let directory = |cause| OutputError::Directory {
+            path: dir.display().to_string(),
+            cause,
+        };
+        std::fs::create_dir_all(dir).map_err(directory)?;
+        remove_old(dir, attempt).map_err(directory)?;
+        let writer = Writer::create(&dir.join(format!("{attempt}.ring")), capacity)?;
+        let (stdout, out) = process::unbreakable_pipe()?;
+        let (stderr, err) = process::unbreakable_pipe()?;
+        for end in [&out, &err] {
+            fchown(end, Some(uid), None).map_err(directory)?;
+        }
+        let null = File::open("/dev/null").map_err(directory)?;
+        let stdio = Stdio {
+            stdin: null.into(),
+            stdout: out,
+            stderr: err,
+        };
+        let streams = [stdout, stderr].map(|end: OwnedFd| Some(File::from(end)));
+        Ok((
+            Self {
+                streams,
+                lines: Default::default(),
+                writer,
+            },
+            stdio,
+        ))
+    }
+
+    /// Descriptors that have output when they are readable.
+    pub(crate) fn fds(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
+        self.streams.iter().flatten().map(AsFd::as_fd)
+    }
+
+    /// Writes what has come to the ring.
+    pub(crate) fn drain(&mut self) {
+        self.read(MAX_ROUND);
+    }
+
+    /// The container has ended: reads all that it left in the pipes, and closes them.
+    pub(crate) fn finish(&mut self) {
+        // A pipe holds at most what the kernel lets a user set; what outlives the container cannot keep us here.
+        self.read(8 * MAX_ROUND);
+        self.streams = [None, None];
+        let now = process::unix_ns();
+        for (stream, lines) in STREAMS.iter().zip(&mut self.lines) {
+            lines.finish(&mut |bytes, partial| self.writer.append(*stream, now, partial, bytes));
+        }
+        self.writer.flush();
+    }
+
+    fn read(&mut self, limit: usize) {
+        let mut buffer = vec![0; BUFFER];
+        for i in 0..STREAMS.len() {
+            let mut left = limit;
+            while left > 0 {
+                let Some(file) = &mut self.streams[i] else { break };
+                match file.read(&mut buffer) {
+                    Ok(0) => self.streams[i] = None,
+                    Ok(n) => {
+                        let now = process::unix_ns();
+                        let writer = &mut self.writer;
+                        let mut emit = |bytes: &[u8], partial| writer.append(STREAMS[i], now, partial, bytes);
+                        self.lines[i].feed(&buffer[..n], &mut emit);
+                        left = left.saturating_sub(n);
+                    }
+                    Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                    Err(_) => break,
+                }
+            }
+        }
+        self.writer.flush();
+    }
+
+    /// Position of the ring.
+    pub(crate) fn state(&self) -> LogState {
+        let bounds = self.writer.bounds();
+        LogState {
+            path: self.writer.path().to_owned(),
+            oldest: bounds.oldest,
+            end: bounds.end,
+            dropped_records: bounds.dropped_records,
+        }
+    }
+}
+
+/// Removes rings of attempts that nobody asks for any more.
+fn remove_old(dir: &Path, attempt: u32) -> io::Result<()> {
+    for entry in std::fs::read_dir(dir)? {
+        let entry = entry?;
+        let name = entry.file_name();
+        let number = name
+            .to_str()
+            .and_then(|name| name.strip_suffix(".ring")?.parse::<u32>().ok());
+        if number.is_some_and(|number| number.saturating_add(KEPT_ATTEMPTS) <= attempt) {
+            std::fs::remove_file(entry.path())?;
+        }
+    }
+    Ok(())
+}
