@@ -1,0 +1,416 @@
+//! One node as the server sees it: whether it is there, and whether it has what it shall have.
+//!
+//! ```text
+//!                 hello                          hello
+//!   asked ─────────────────▶ here ◀───────────────────────── away
+//!     │                       │  bye; a question unanswered    ▲
+//!     └───────────────────────┴────────────────────────────────┘
+//!       no hello in time
+//!
+//!   here, in step:     its index is the announced one, or will be once what was sent has arrived: changes go as deltas
+//!   here, out of step: the whole index goes
+//! ```
+//!
+//! Pure: `now` is an argument, and what is to be sent or stored is the answer.
+//!
+//! What always holds: a generation is used once, is greater than every one the node has told of, and is reserved in
+//! the store before it is sent.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use skiff_protocol::Digest;
+use skiff_protocol::topic::NodeName;
+use skiff_protocol::uid::Uid;
+use skiff_protocol::wire::desired::{Change, Desired, Index, delta, signed_bytes};
+use skiff_protocol::wire::spec::ObjectKey;
+use skiff_protocol::wire::{Down, Hello, VERSION};
+use tokio::time::Instant;
+
+use super::compile::NodeState;
+use super::limits;
+use super::nodes::Liveness;
+
+/// Signs with the fleet's key.
+pub(crate) trait Sign: Send + Sync {
+    fn sign(&self, message: &[u8]) -> [u8; 64];
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Contact {
+    Asked,
+    Here,
+    Away,
+}
+
+#[derive(Debug)]
+struct Announced {
+    generation: u64,
+    digest: Digest,
+    index: Index,
+}
+
+/// What `announce` asks for.
+#[derive(Debug, PartialEq)]
+pub(crate) enum Step {
+    /// Nothing is to be done, or something is under way already.
+    Nothing,
+    /// Generations up to this one must be reserved first; then [`Node::reserved`].
+    Reserve(u64),
+    /// To be sent.
+    Send(Down),
+}
+
+/// What a status message means by its number.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Order {
+    /// The next one.
+    Next,
+    /// It is good, and something before it was lost.
+    Gap,
+    /// It was there before, or is of an agent that is no more.
+    Stale,
+}
+
+/// What is due when a node did not do in time what it was asked for.
+#[derive(Debug, PartialEq)]
+pub(crate) enum Late {
+    /// It did not say hello: nothing is known of it.
+    Gone,
+    /// It did not apply what was sent, or something it sent was lost: it is asked to say hello.
+    Ask(Down),
+}
+
+/// See the module.
+#[derive(Debug)]
+pub(crate) struct Node {
+    name: NodeName,
+    contact: Contact,
+    epoch: u64,
+    /// The next status message of the epoch; nothing while any will do.
+    sequence: Option<u64>,
+    resync_asked: bool,
+    state: NodeState,
+    digest: Digest,
+    announced: Option<Announced>,
+    in_step: bool,
+    applied: Option<(u64, Digest)>,
+    /// The highest generation that may be anywhere.
+    last: u64,
+    /// The highest generation that this process has sent.
+    sent: u64,
+    reserved: u64,
+    reserving: bool,
+    wanted: BTreeSet<ObjectKey>,
+    wanted_for: u64,
+    deadline: Option<Instant>,
+    patience: Duration,
+    /// When the link's task looks at the deadline next.
+    pub(crate) armed: Option<Instant>,
+    /// Frames with objects that the broker has not acked.
+    pub(crate) objects_in_flight: usize,
+    /// The node's own address, for `hostIP`.
+    pub(crate) address: String,
+    /// Pods whose refusal has been reported.
+    pub(crate) refused: BTreeSet<Uid>,
+}
+
+impl Node {
+    /// A node of which nothing is known but the generations reserved for it.
+    pub(crate) fn new(name: &NodeName, reserved: u64) -> Self {
+        Self {
+            name: name.clone(),
+            contact: Contact::Away,
+            epoch: 0,
+            sequence: None,
+            resync_asked: false,
+            digest: Index::default().digest(),
+            state: NodeState::default(),
+            announced: None,
+            in_step: false,
+            applied: None,
+            // Those that an earlier process reserved may have been sent.
+            last: reserved,
+            sent: 0,
+            reserved,
+            reserving: false,
+            wanted: BTreeSet::new(),
+            wanted_for: 0,
+            deadline: None,
+            patience: limits::RETRY,
+            armed: None,
+            objects_in_flight: 0,
+            address: String::new(),
+            refused: BTreeSet::new(),
+        }
+    }
+
+    pub(crate) fn is_here(&self) -> bool {
+        self.contact == Contact::Here
+    }
+
+    pub(crate) fn epoch(&self) -> u64 {
+        self.epoch
+    }
+
+    #[cfg(test)]
+    pub(crate) fn state(&self) -> &NodeState {
+        &self.state
+    }
+
+    /// The generation and digest that the node has confirmed.
+    #[cfg(test)]
+    pub(crate) fn applied(&self) -> Option<(u64, Digest)> {
+        self.applied
+    }
+
+    /// When [`Node::late`] is due.
+    pub(crate) fn deadline(&self) -> Option<Instant> {
+        self.deadline
+    }
+
+    /// What the node shall have from now on.
+    pub(crate) fn set_state(&mut self, state: NodeState) {
+        self.digest = state.index.digest();
+        self.state = state;
+        self.wanted.retain(|key| self.state.objects.contains_key(key));
+    }
+
+    /// The server asks the node to say hello, and waits until `until`.
+    pub(crate) fn ask(&mut self, until: Instant) -> Down {
+        self.contact = Contact::Asked;
+        self.resync_asked = true;
+        self.deadline = Some(until);
+        Down::Resync
+    }
+
+    /// The node said hello; what of it is Ready, and what is to be answered. [`Node::announce`] comes after it.
+    /// Nothing when the hello is of an agent that is no more.
+    pub(crate) fn hello(&mut self, hello: &Hello) -> Option<(Liveness, Option<Down>)> {
+        // An epoch goes back only with the journal that kept it, and then the generation is gone too.
+        if hello.epoch < self.epoch && hello.generation != 0 {
+            return None;
+        }
+        if hello.epoch != self.epoch {
+            self.sequence = (self.epoch != 0 && hello.epoch > self.epoch).then_some(1);
+            self.epoch = hello.epoch;
+        }
+        self.resync_asked = false;
+        self.wanted.clear();
+        self.deadline = None;
+        self.in_step = false;
+        self.announced = None;
+        self.applied = Some((hello.generation, hello.desired_digest));
+        self.last = self.last.max(hello.generation);
+        let (low, high) = hello.versions;
+        if low > VERSION || high < VERSION {
+            self.contact = Contact::Away;
+            return Some((
+                Liveness::Incompatible {
+                    versions: hello.versions,
+                },
+                None,
+            ));
+        }
+        self.contact = Contact::Here;
+        // Something greater that was sent may still be on its way and would take the node out of step.
+        if hello.desired_digest != self.digest || hello.generation < self.sent {
+            return Some((Liveness::Ready, None));
+        }
+        let generation = hello.generation;
+        self.announced = Some(Announced {
+            generation,
+            digest: self.digest,
+            index: self.state.index.clone(),
+        });
+        self.in_step = true;
+        self.patience = limits::RETRY;
+        Some((Liveness::Ready, Some(Down::InStep { generation })))
+    }
+
+    /// The node's connection is over; `false` when that is an old story. It is asked to say hello nevertheless, for
+    /// word of the end of a former connection can overtake the hello of the next.
+    pub(crate) fn bye(&mut self, epoch: u64) -> bool {
+        if epoch < self.epoch || self.contact == Contact::Away {
+            return false;
+        }
+        self.contact = Contact::Away;
+        self.in_step = false;
+        self.deadline = None;
+        self.wanted.clear();
+        true
+    }
+
+    /// What a status message is worth, and the question to the node when one before it was lost.
+    pub(crate) fn order(&mut self, epoch: u64, sequence: u64, now: Instant) -> (Order, Option<Down>) {
+        if epoch < self.epoch {
+            return (Order::Stale, None);
+        }
+        let news = epoch > self.epoch;
+        if news {
+            // Its hello was lost, or comes later.
+            self.epoch = epoch;
+            self.sequence = Some(1);
+        }
+        let expected = self.sequence.unwrap_or(sequence);
+        if sequence < expected {
+            return (Order::Stale, None);
+        }
+        self.sequence = Some(sequence.saturating_add(1));
+        let order = if sequence == expected {
+            Order::Next
+        } else {
+            Order::Gap
+        };
+        if (order == Order::Next && !news) || self.resync_asked {
+            return (order, None);
+        }
+        self.resync_asked = true;
+        let due = now + self.patience;
+        self.deadline = Some(self.deadline.map_or(due, |at| at.min(due)));
+        (order, Some(Down::Resync))
+    }
+
+    /// The node has applied a desired state. [`Node::announce`] comes after it.
+    pub(crate) fn applied_now(&mut self, generation: u64, digest: Digest) {
+        self.applied = Some((generation, digest));
+        let Some(announced) = &self.announced else { return };
+        if (generation, digest) == (announced.generation, announced.digest) {
+            self.patience = limits::RETRY;
+            if self.contact == Contact::Here && !self.resync_asked {
+                self.deadline = None;
+            }
+        } else if generation >= announced.generation {
+            // It holds something that this process did not announce last.
+            self.last = self.last.max(generation);
+            self.in_step = false;
+        }
+    }
+
+    /// What has to happen for the node to get what it shall have.
+    pub(crate) fn announce(&mut self, sign: &dyn Sign, now: Instant) -> Step {
+        let same = self.announced.as_ref().is_some_and(|it| it.digest == self.digest);
+        if self.contact != Contact::Here || self.reserving || (self.in_step && same) {
+            return Step::Nothing;
+        }
+        let Some(generation) = self.last.checked_add(1) else {
+            return Step::Nothing;
+        };
+        if generation > self.reserved {
+            self.reserving = true;
+            return Step::Reserve(generation.saturating_add(limits::GENERATION_BLOCK - 1));
+        }
+        let signature = sign
+            .sign(&signed_bytes(&self.name, generation, &self.digest))
+            .to_vec();
+        let (change, objects) = match &self.announced {
+            Some(base) if self.in_step => {
+                let change = delta(base.generation, &base.index, &self.state.index);
+                let objects = self.inline(&change);
+                (change, objects)
+            }
+            _ => {
+                let change = Change::Full(self.state.index.clone());
+                // A node with nothing will ask for everything; a little of it saves the question.
+                let nothing = self.applied.is_none_or(|(generation, _)| generation == 0);
+                let objects = if nothing { self.inline(&change) } else { Vec::new() };
+                (change, objects)
+            }
+        };
+        self.last = generation;
+        self.sent = generation;
+        self.in_step = true;
+        self.announced = Some(Announced {
+            generation,
+            digest: self.digest,
+            index: self.state.index.clone(),
+        });
+        let due = now + self.patience;
+        self.deadline = Some(self.deadline.map_or(due, |at| at.min(due)));
+        Step::Send(Down::Desired(Desired {
+            generation,
+            signature,
+            change,
+            objects,
+        }))
+    }
+
+    /// Generations up to `bound` are reserved in the store, or could not be. [`Node::announce`] comes after it.
+    pub(crate) fn reserved(&mut self, bound: Option<u64>, now: Instant) {
+        self.reserving = false;
+        match bound {
+            Some(bound) => self.reserved = self.reserved.max(bound),
+            // Asked for again when the node has been asked again.
+            None => self.deadline = Some(now + self.patience),
+        }
+    }
+
+    /// What was announced last could not be sent.
+    pub(crate) fn unsent(&mut self, now: Instant) {
+        self.in_step = false;
+        self.deadline = Some(now + self.patience);
+    }
+
+    fn inline(&self, change: &Change) -> Vec<Vec<u8>> {
+        let keys: Vec<&ObjectKey> = match change {
+            Change::Full(index) => index.0.keys().collect(),
+            Change::Delta { put, .. } => put.iter().map(|(key, _)| key).collect(),
+        };
+        let mut room = limits::INLINE;
+        let objects = keys.iter().filter_map(|key| self.state.objects.get(*key));
+        let fitting = objects.filter(|it| {
+            let fits = it.bytes.len() <= room;
+            room -= if fits { it.bytes.len() } else { 0 };
+            fits
+        });
+        fitting.map(|it| it.bytes.clone()).collect()
+    }
+
+    /// The node asks for objects.
+    pub(crate) fn need(&mut self, generation: u64, keys: Vec<ObjectKey>) {
+        self.wanted_for = generation;
+        self.wanted.extend(
+            keys.into_iter()
+                .filter(|key| self.state.objects.contains_key(key)),
+        );
+    }
+
+    /// The next of the objects that the node asked for; nothing while others are on their way.
+    pub(crate) fn next_objects(&mut self) -> Option<Down> {
+        if self.objects_in_flight > 0 || self.contact != Contact::Here {
+            return None;
+        }
+        let (mut objects, mut bytes) = (Vec::new(), 0);
+        while let Some(key) = self.wanted.first() {
+            let Some(object) = self.state.objects.get(key) else {
+                self.wanted.pop_first();
+                continue;
+            };
+            if !objects.is_empty() && bytes + object.bytes.len() > limits::OBJECTS_MESSAGE {
+                break;
+            }
+            bytes += object.bytes.len();
+            objects.push(object.bytes.clone());
+            self.wanted.pop_first();
+        }
+        (!objects.is_empty()).then_some(Down::Objects {
+            generation: self.wanted_for,
+            objects,
+        })
+    }
+
+    /// The deadline has passed. `grace` is how long the node has to say hello when it is asked.
+    pub(crate) fn late(&mut self, now: Instant, grace: Duration) -> Late {
+        self.deadline = None;
+        if self.contact == Contact::Here {
+            self.patience = (self.patience * 2).min(limits::RETRY_CAP);
+            return Late::Ask(self.ask(now + grace));
+        }
+        self.contact = Contact::Away;
+        self.in_step = false;
+        Late::Gone
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,370 @@
+//! What nodes say, on its way into the store.
+//!
+//! What always holds: one job a node at a time, so that later words never lie under earlier ones; what waits is the
+//! latest of each Pod, so it is bounded by the Pods a node may have; a job that the store failed is done again.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use futures_util::StreamExt as _;
+use skiff_protocol::topic::NodeName;
+use skiff_protocol::uid::Uid;
+use skiff_protocol::wire::NodeInfo;
+use skiff_protocol::wire::status::PodStatus;
+use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
+
+use super::compile::{Refusal, text};
+use super::nodes::Liveness;
+use super::{limits, nodes, status};
+use crate::api::{self, DeleteOptions, resources};
+use crate::store::{CreateGuard, Key, Object, Store, StoreError, StoreExt, UpdateError};
+
+/// The bucket of the key-value table that holds, for each node, the highest generation reserved for it.
+const GENERATIONS: &str = "generations";
+
+/// Pods of one node written at once; the store's writer makes few transactions of them.
+const PODS_AT_ONCE: usize = 16;
+
+/// A node's Pod, and what is to be written of it.
+#[derive(Clone, Debug)]
+enum PodWrite {
+    Status(PodStatus),
+    Refused(Refusal),
+}
+
+/// What is to be written of a node and its Pods.
+#[derive(Debug, Default)]
+struct Pending {
+    info: Option<NodeInfo>,
+    liveness: Option<Liveness>,
+    host_ip: String,
+    pods: BTreeMap<Uid, (Key, PodWrite)>,
+}
+
+impl Pending {
+    fn is_empty(&self) -> bool {
+        self.info.is_none() && self.liveness.is_none() && self.pods.is_empty()
+    }
+
+    /// Puts what could not be written under what has come since.
+    fn under(mut self, newer: Self) -> Self {
+        self.pods.extend(newer.pods);
+        Self {
+            info: newer.info.or(self.info),
+            liveness: newer.liveness.or(self.liveness),
+            host_ip: if newer.host_ip.is_empty() {
+                self.host_ip
+            } else {
+                newer.host_ip
+            },
+            pods: self.pods,
+        }
+    }
+}
+
+#[derive(Default)]
+struct Lane {
+    busy: bool,
+    pending: Pending,
+}
+
+/// A job's end.
+pub(crate) enum Done {
+    /// A node's words are in the store, or could not be written and wait again.
+    Written(Ended),
+    /// Generations are reserved up to the bound; nothing when the store failed.
+    Reserved(NodeName, Option<u64>),
+}
+
+/// See [`Done::Written`].
+pub(crate) struct Ended {
+    node: NodeName,
+    failed: Pending,
+}
+
+/// See the module.
+pub(crate) struct Writes {
+    store: Arc<dyn Store>,
+    lanes: BTreeMap<NodeName, Lane>,
+    jobs: JoinSet<Done>,
+    slots: Arc<Semaphore>,
+}
+
+impl Writes {
+    pub(crate) fn new(store: Arc<dyn Store>) -> Self {
+        Self {
+            store,
+            lanes: BTreeMap::new(),
+            jobs: JoinSet::new(),
+            slots: Arc::new(Semaphore::new(limits::WRITES)),
+        }
+    }
+
+    /// What the node is, and that it is there.
+    pub(crate) fn node(&mut self, node: &NodeName, info: Option<NodeInfo>, liveness: Liveness) {
+        self.add(node, |pending| {
+            pending.info = info.or(pending.info.take());
+            pending.liveness = Some(liveness);
+        });
+    }
+
+    /// What a Pod of the node is doing. The caller has seen that it is the node's.
+    pub(crate) fn pod(&mut self, node: &NodeName, host_ip: &str, key: &Key, said: PodStatus) {
+        self.add(node, |pending| {
+            host_ip.clone_into(&mut pending.host_ip);
+            pending
+                .pods
+                .insert(said.uid, (key.clone(), PodWrite::Status(said)));
+        });
+    }
+
+    /// A Pod of the node cannot run there.
+    pub(crate) fn refused(&mut self, node: &NodeName, uid: Uid, key: &Key, refusal: Refusal) {
+        self.add(node, |pending| {
+            pending
+                .pods
+                .insert(uid, (key.clone(), PodWrite::Refused(refusal)));
+        });
+    }
+
+    /// Reserves generations.
+    pub(crate) fn reserve(&mut self, node: &NodeName, bound: u64) {
+        let (store, node) = (self.store.clone(), node.clone());
+        self.jobs.spawn(async move {
+            let value = bound.to_string();
+            match store.kv_put(GENERATIONS, node.as_str(), value.as_bytes()).await {
+                Ok(()) => Done::Reserved(node, Some(bound)),
+                Err(error) => {
+                    tracing::warn!(%node, %error, "generations could not be reserved; trying again");
+                    Done::Reserved(node, None)
+                }
+            }
+        });
+    }
+
+    /// A job's end; waits for ever while there are none. Cancelling the wait loses nothing.
+    pub(crate) async fn next(&mut self) -> Done {
+        loop {
+            match self.jobs.join_next().await {
+                Some(Ok(done)) => return done,
+                Some(Err(error)) => tracing::error!(%error, "a write ended with a panic"),
+                None => std::future::pending().await,
+            }
+        }
+    }
+
+    /// A node's job has ended: what came meanwhile is written next.
+    pub(crate) fn ended(&mut self, ended: Ended) {
+        let Ended { node, failed } = ended;
+        if let Some(lane) = self.lanes.get_mut(&node) {
+            lane.busy = false;
+            let newer = std::mem::take(&mut lane.pending);
+            lane.pending = failed.under(newer);
+        }
+        self.start(&node);
+    }
+
+    /// Waits until everything that was said is stored.
+    pub(crate) async fn drain(&mut self) {
+        while let Some(done) = self.jobs.join_next().await {
+            if let Ok(Done::Written(ended)) = done
+                && ended.failed.is_empty()
+            {
+                self.ended(ended);
+            }
+        }
+    }
+
+    fn add(&mut self, node: &NodeName, change: impl FnOnce(&mut Pending)) {
+        change(&mut self.lanes.entry(node.clone()).or_default().pending);
+        self.start(node);
+    }
+
+    fn start(&mut self, node: &NodeName) {
+        let Some(lane) = self.lanes.get_mut(node) else {
+            return;
+        };
+        if lane.busy {
+            return;
+        }
+        if lane.pending.is_empty() {
+            self.lanes.remove(node);
+            return;
+        }
+        lane.busy = true;
+        let pending = std::mem::take(&mut lane.pending);
+        let (store, slots, node) = (self.store.clone(), self.slots.clone(), node.clone());
+        self.jobs.spawn(async move {
+            // The semaphore is never closed.
+            let _slot = slots.acquire_owned().await;
+            let failed = write(&*store, &node, pending).await;
+            if !failed.is_empty() {
+                tokio::time::sleep(crate::RETRY).await;
+            }
+            Done::Written(Ended { node, failed })
+        });
+    }
+}
+
+/// The highest generation reserved for each node.
+pub(crate) async fn generations(store: &dyn Store) -> Result<BTreeMap<String, u64>, StoreError> {
+    let stored = store.kv_list(GENERATIONS).await?;
+    let number = |(node, value): (String, Vec<u8>)| {
+        // A damaged number must not let a generation be used twice: the node will tell which it holds.
+        let number = std::str::from_utf8(&value)
+            .ok()
+            .and_then(|text| text.parse().ok());
+        Some((node, number?))
+    };
+    Ok(stored.into_iter().filter_map(number).collect())
+}
+
+/// Writes; gives back what the store failed to take.
+async fn write(store: &dyn Store, node: &NodeName, pending: Pending) -> Pending {
+    let mut failed = Pending {
+        host_ip: pending.host_ip.clone(),
+        ..Pending::default()
+    };
+    if pending.info.is_some() || pending.liveness.is_some() {
+        let result = write_node(store, node, pending.info.as_ref(), pending.liveness.as_ref()).await;
+        if let Err(error) = result {
+            tracing::warn!(%node, %error, "the node's state could not be stored");
+            if again(&error) {
+                failed.info = pending.info;
+                failed.liveness = pending.liveness;
+            }
+        }
+    }
+    let host_ip = &pending.host_ip;
+    let jobs = pending.pods.into_iter().map(|(uid, (key, what))| async move {
+        let result = write_pod(store, node, &uid, &key, &what, host_ip).await;
+        let error = result.err()?;
+        tracing::warn!(%node, pod = %key, %error, "the Pod's status could not be stored");
+        again(&error).then_some((uid, (key, what)))
+    });
+    let left = futures_util::stream::iter(jobs).buffer_unordered(PODS_AT_ONCE);
+    failed.pods = left.filter_map(std::future::ready).collect().await;
+    failed
+}
+
+/// Why something was not written.
+#[derive(Debug, thiserror::Error)]
+enum WriteError {
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error(transparent)]
+    Api(#[from] api::ApiError),
+}
+
+fn again(error: &WriteError) -> bool {
+    match error {
+        WriteError::Store(error) => matches!(error, StoreError::Database { .. } | StoreError::Conflict(_)),
+        WriteError::Api(error) => error.code >= 500,
+    }
+}
+
+async fn write_node(
+    store: &dyn Store,
+    name: &NodeName,
+    info: Option<&NodeInfo>,
+    liveness: Option<&Liveness>,
+) -> Result<(), WriteError> {
+    let key = Key::cluster("nodes", name.as_str());
+    let change = |node: &mut serde_json::Value| {
+        let now = crate::now();
+        if let Some(info) = info {
+            nodes::describe(node, name, info, &now);
+        }
+        if let Some(liveness) = liveness {
+            nodes::set_liveness(node, liveness, &now);
+        }
+    };
+    for _ in 0..2 {
+        let updated = store
+            .update::<_, std::convert::Infallible>(&key, |node| {
+                change(node);
+                Ok(())
+            })
+            .await;
+        match updated {
+            Err(UpdateError::Store(StoreError::NotFound(_))) => {}
+            Err(UpdateError::Store(error)) => return Err(error.into()),
+            Err(UpdateError::Refused(never)) => match never {},
+            Ok(_) => return Ok(()),
+        }
+        if info.is_none() {
+            // Somebody removed the object of a node that is not there.
+            return Ok(());
+        }
+        let mut node = nodes::new_node(name);
+        change(&mut node);
+        match store.create(&key, node, CreateGuard::default()).await {
+            Err(StoreError::Exists(_)) => {}
+            other => return Ok(other.map(drop)?),
+        }
+    }
+    Err(StoreError::Conflict(key).into())
+}
+
+/// Not this node's Pod, or no longer: then there is nothing to write.
+struct NotIts;
+
+async fn write_pod(
+    store: &dyn Store,
+    node: &NodeName,
+    uid: &Uid,
+    key: &Key,
+    what: &PodWrite,
+    host_ip: &str,
+) -> Result<(), WriteError> {
+    let uid = uid.to_string();
+    if let PodWrite::Status(said) = what
+        && said.gone
+        && let Some(pod) = store.get(key).await?
+        && pod.uid == uid
+        && is_bound_and_deleted(&pod, node)
+    {
+        return remove(store, key, &uid).await;
+    }
+    let result = store
+        .update(key, |pod| {
+            let its = text(pod, "/metadata/uid") == uid && text(pod, "/spec/nodeName") == node.as_str();
+            if !its {
+                return Err(NotIts);
+            }
+            match what {
+                PodWrite::Status(said) => status::apply(pod, said, host_ip, &crate::now()),
+                PodWrite::Refused(refusal) => status::refuse(pod, refusal),
+            }
+            Ok(())
+        })
+        .await;
+    match result {
+        Ok(_) | Err(UpdateError::Refused(NotIts) | UpdateError::Store(StoreError::NotFound(_))) => Ok(()),
+        Err(UpdateError::Store(error)) => Err(error.into()),
+    }
+}
+
+fn is_bound_and_deleted(pod: &Object, node: &NodeName) -> bool {
+    let deleted = pod.value["metadata"]
+        .get("deletionTimestamp")
+        .is_some_and(|it| !it.is_null());
+    deleted && text(&pod.value, "/spec/nodeName") == node.as_str()
+}
+
+/// Removes a deleted Pod that has ended. While finalizers hold it, it only counts as ended: whoever removes the last
+/// of them removes it.
+async fn remove(store: &dyn Store, key: &Key, uid: &str) -> Result<(), WriteError> {
+    let options = DeleteOptions {
+        grace_seconds: Some(0),
+        uid: Some(uid.to_owned()),
+        revision: None,
+    };
+    match api::delete(store, resources::pods(), key, &options).await {
+        Ok(_) => Ok(()),
+        // It went by itself, or another has its name now.
+        Err(error) if matches!(error.code, 404 | 409) => Ok(()),
+        Err(error) => Err(error.into()),
+    }
+}

@@ -1,0 +1,226 @@
+//! The task that binds: events of the store in, bindings out.
+//!
+//! What always holds: it knows every Pod and Node of the store from one listing and the watch behind it; when the
+//! watch is cut off, it lists anew.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use serde_json::Value;
+use tokio::sync::watch;
+
+use super::{Amount, Needs, Node, place, taken};
+use crate::api::{self, ApiResult};
+use crate::events::{Happening, Recorder};
+use crate::store::{Event, EventKind, Key, Object, Scope, Store, StoreError, StoreExt, Watch};
+
+/// Who says so in events, and whose Pods these are (`spec.schedulerName`).
+const SCHEDULER: &str = "default-scheduler";
+
+#[derive(Default)]
+struct State {
+    nodes: BTreeMap<String, Node>,
+    bound: BTreeMap<Key, (String, Amount)>,
+    used: BTreeMap<String, Amount>,
+    /// Oldest first: creationTimestamp, then key.
+    waiting: BTreeMap<(String, Key), Arc<Object>>,
+}
+
+/// Places Pods until `stop` is set or the store is closed.
+pub(crate) async fn run(store: Arc<dyn Store>, events: Recorder, mut stop: watch::Receiver<bool>) {
+    loop {
+        let ended = tokio::select! {
+            // Nothing is half done between two writes: what was not bound is found again at the next start.
+            _ = stop.wait_for(|stop| *stop) => return,
+            ended = follow(&*store, &events) => ended,
+        };
+        match ended {
+            Ok(()) => return,
+            Err(Ended::Store(StoreError::Gone { .. })) => {}
+            Err(error) => {
+                tracing::warn!(%error, "placement: the store failed; trying again");
+                tokio::select! {
+                    _ = stop.wait_for(|stop| *stop) => return,
+                    () = tokio::time::sleep(crate::RETRY) => {}
+                }
+            }
+        }
+    }
+}
+
+/// What ended a watch, or kept a binding from being written.
+#[derive(Debug, thiserror::Error)]
+enum Ended {
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error(transparent)]
+    Api(#[from] api::ApiError),
+}
+
+/// Lists, then follows the store. Ends when the store does.
+async fn follow(store: &dyn Store, events: &Recorder) -> Result<(), Ended> {
+    let mut state = State::default();
+    let (nodes, revision) = store.list_all(&Scope::all("nodes")).await?;
+    let mut node_events = store.watch(Scope::all("nodes"), Some(revision))?;
+    let (pods, revision) = store.list_all(&Scope::all("pods")).await?;
+    let mut pod_events = store.watch(Scope::all("pods"), Some(revision))?;
+    for object in nodes.iter().chain(&pods) {
+        state.put(object);
+    }
+    loop {
+        state.place_all(store, events).await?;
+        let mut changed = false;
+        while !changed {
+            let event = tokio::select! {
+                // Waiting for an event can be cancelled without losing one.
+                event = node_events.next() => event,
+                event = pod_events.next() => event,
+            };
+            let Some(event) = event else { return Ok(()) };
+            changed = state.take(&event?);
+            changed |= state.drain(&mut node_events) | state.drain(&mut pod_events);
+        }
+    }
+}
+
+impl State {
+    fn drain(&mut self, events: &mut Watch) -> bool {
+        let mut changed = false;
+        while let Some(event) = events.try_next() {
+            changed |= self.take(&event);
+        }
+        changed
+    }
+
+    /// Whether a Pod might be placed now that could not be before.
+    fn take(&mut self, event: &Event) -> bool {
+        match event.kind {
+            EventKind::Deleted => self.remove(&event.object),
+            EventKind::Added | EventKind::Modified => self.put(&event.object),
+        }
+    }
+
+    fn put(&mut self, object: &Arc<Object>) -> bool {
+        if object.key.resource == "nodes" {
+            let node = Node::of(&object.value);
+            let before = self.nodes.insert(object.key.name.clone(), node);
+            return before.as_ref() != self.nodes.get(&object.key.name);
+        }
+        let freed = self.remove(object);
+        let node = object.value["spec"]["nodeName"].as_str().unwrap_or_default();
+        if node.is_empty() {
+            if !is_ours(&object.value) {
+                return freed;
+            }
+            self.waiting.insert(place_in_line(object), object.clone());
+            return true;
+        }
+        let amount = taken(&object.value);
+        self.bind(&object.key, node, amount);
+        freed && amount == Amount::default()
+    }
+
+    /// Whether room was freed.
+    fn remove(&mut self, object: &Object) -> bool {
+        if object.key.resource == "nodes" {
+            self.nodes.remove(&object.key.name);
+            return false;
+        }
+        self.waiting.remove(&place_in_line(object));
+        let Some((node, amount)) = self.bound.remove(&object.key) else {
+            return false;
+        };
+        if let Some(used) = self.used.get_mut(&node) {
+            *used = used.minus(amount);
+        }
+        true
+    }
+
+    fn bind(&mut self, key: &Key, node: &str, amount: Amount) {
+        self.bound.insert(key.clone(), (node.to_owned(), amount));
+        let used = self.used.entry(node.to_owned()).or_default();
+        *used = used.plus(amount);
+    }
+
+    async fn place_all(&mut self, store: &dyn Store, events: &Recorder) -> ApiResult<()> {
+        let waiting: Vec<_> = self.waiting.values().cloned().collect();
+        for pod in waiting {
+            match place(&Needs::of(&pod.value), &self.nodes, &self.used) {
+                Ok(node) => {
+                    if bind(store, events, &pod, &node).await? {
+                        self.waiting.remove(&place_in_line(&pod));
+                        self.bind(&pod.key, &node, taken(&pod.value));
+                    }
+                }
+                Err(why) => report(store, events, &pod, &why).await?,
+            }
+        }
+        Ok(())
+    }
+}
+
+fn place_in_line(pod: &Object) -> (String, Key) {
+    let created = pod.value["metadata"]["creationTimestamp"]
+        .as_str()
+        .unwrap_or_default();
+    (created.to_owned(), pod.key.clone())
+}
+
+/// Whether the Pod waits for this scheduler.
+fn is_ours(pod: &Value) -> bool {
+    let spec = &pod["spec"];
+    let gated = spec["schedulingGates"]
+        .as_array()
+        .is_some_and(|gates| !gates.is_empty());
+    let ended = matches!(pod["status"]["phase"].as_str(), Some("Succeeded" | "Failed"));
+    let scheduler = spec["schedulerName"].as_str().unwrap_or(SCHEDULER);
+    let deleted = pod["metadata"]
+        .get("deletionTimestamp")
+        .is_some_and(|it| !it.is_null());
+    scheduler == SCHEDULER && !gated && !ended && !deleted
+}
+
+/// Writes the binding; `false` when the Pod changed meanwhile, whose event then brings it back.
+async fn bind(store: &dyn Store, events: &Recorder, pod: &Arc<Object>, node: &str) -> ApiResult<bool> {
+    if !done(api::bind(store, &pod.key, node).await)? {
+        return Ok(false);
+    }
+    let message = format!(
+        "Successfully assigned {}/{} to {node}",
+        pod.key.namespace, pod.key.name
+    );
+    events.tell(pod, happening(false, "Scheduled", message));
+    Ok(true)
+}
+
+/// Says why a Pod is not placed, once for each reason.
+async fn report(store: &dyn Store, events: &Recorder, pod: &Arc<Object>, why: &str) -> ApiResult<()> {
+    let conditions = pod.value["status"]["conditions"].as_array();
+    let mut conditions = conditions.into_iter().flatten();
+    if conditions.any(|it| it["type"] == "PodScheduled" && it["message"] == why) {
+        return Ok(());
+    }
+    if done(api::mark_unschedulable(store, &pod.key, why).await)? {
+        events.tell(pod, happening(true, "FailedScheduling", why.to_owned()));
+    }
+    Ok(())
+}
+
+fn happening(warning: bool, reason: &str, message: String) -> Happening {
+    Happening {
+        warning,
+        reason: reason.to_owned(),
+        message,
+        component: SCHEDULER,
+        ..Happening::default()
+    }
+}
+
+fn done(result: ApiResult<Arc<Object>>) -> ApiResult<bool> {
+    match result {
+        Ok(_) => Ok(true),
+        // Somebody else was faster: it is bound, changed or gone.
+        Err(error) if matches!(error.code, 404 | 409) => Ok(false),
+        Err(error) => Err(error),
+    }
+}
