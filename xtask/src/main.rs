@@ -29,7 +29,9 @@ usage: cargo xtask <command>
   demo [--once]                    server, broker and a node here: apply examples/, show pods, logs, an answer
   test [--only STEP] [-- FILTER…]  every check: fmt, clippy, deny, tidy, images, unit and end-to-end tests
   dist [--target TARGET | --all]   the static agent under target/dist, checked and run
-  bench [--peers] [--idle SECONDS] the promises as figures, beside crun, podman and a bare clone and exec
+  bench [--peers] [--peers-only] [--idle SECONDS]
+                                   the promises as figures, beside crun, podman and a bare clone and exec;
+                                   --peers installs podman, --peers-only leaves out our own figures
   images                           the stand-in images under target/images
   tidy                             our own checks of the sources
   setup                            what `test` needs, without testing

@@ -30,21 +30,25 @@ const IDLE: u64 = 600;
 pub(crate) struct Options {
     /// Install crun's and podman's packages when they are missing.
     install_peers: bool,
+    /// Measure the peers and nothing of ours.
+    peers_only: bool,
     /// Seconds over which the idle node is watched.
     idle: Duration,
 }
 
 impl Options {
-    /// Reads `--peers` and `--idle SECONDS`.
+    /// Reads `--peers`, `--peers-only` and `--idle SECONDS`.
     pub(crate) fn parse(words: &[&str]) -> Result<Self> {
         let mut options = Self {
             install_peers: false,
+            peers_only: false,
             idle: Duration::from_secs(IDLE),
         };
         let mut words = words.iter();
         while let Some(word) = words.next() {
             match *word {
                 "--peers" => options.install_peers = true,
+                "--peers-only" => options.peers_only = true,
                 "--idle" => {
                     let value = words.next().context("--idle needs a number of seconds")?;
                     let seconds = value
@@ -52,7 +56,7 @@ impl Options {
                         .with_context(|| format!("--idle: {value} is not a number of seconds"))?;
                     options.idle = Duration::from_secs(seconds);
                 }
-                other => bail!("`bench` takes --peers and --idle SECONDS, not {other}"),
+                other => bail!("`bench` takes --peers, --peers-only and --idle SECONDS, not {other}"),
             }
         }
         Ok(options)
@@ -67,16 +71,19 @@ pub(crate) fn run(workspace: &Workspace, options: &Options) -> Result<()> {
     if options.install_peers && crate::command::find("podman").is_none() {
         setup::packages(&["podman"])?;
     }
-    let programs = Programs::prepare(workspace)?;
     images::build(workspace)?;
+    let interrupt = Interrupt::catch()?;
+    println!("==> peers: {ROUNDS} starts each");
+    let peers = peers::measure(workspace, &interrupt)?;
+    if options.peers_only {
+        return Ok(());
+    }
+    let programs = Programs::prepare(workspace)?;
     println!("==> building the release agent and the server");
     let target = format!("{}-unknown-linux-musl", std::env::consts::ARCH);
     let agent = dist::agent(workspace, &target)?;
     test::build(workspace)?;
 
-    let interrupt = Interrupt::catch()?;
-    println!("==> peers: {ROUNDS} starts each");
-    let peers = peers::measure(workspace, &interrupt)?;
     let mut rows = vec![size_row(&agent)?];
 
     println!("==> server and node");

@@ -116,7 +116,11 @@ fn words(path: &str, text: &str) -> Vec<Finding> {
 fn names_path(line: &str, start: &str) -> bool {
     line.match_indices(start).any(|(at, _)| {
         let before = line[..at].chars().next_back();
-        !before.is_some_and(|c| c.is_alphanumeric() || matches!(c, '.' | '_' | '-' | '/' | '}' | '>' | '~'))
+        // `name:x:1000:1000::/…` is a line of an image's passwd, not of this machine's.
+        let in_passwd = line[..at].ends_with("::");
+        !in_passwd
+            && !before
+                .is_some_and(|c| c.is_alphanumeric() || matches!(c, '.' | '_' | '-' | '/' | '}' | '>' | '~'))
     })
 }
 
@@ -262,6 +266,7 @@ mod tests {
         check("a.md", &format!("see {ours}main/x"), &[(1, "one machine")]);
         check("a.sh", &format!("cd \"{home}me\""), &[(1, "one machine")]);
         check("a.sh", &format!("cd target{ours}x"), &[]);
+        check("a.sh", &format!("app:x:1000:1000::{home}app:/bin/sh"), &[]);
         for host in REGISTRIES {
             check("a.toml", &format!("\nx = \"https://{host}/\""), &[(2, host)]);
             check("Cargo.lock", host, &[]);
