@@ -229,6 +229,8 @@ pub trait Transport: Send {
     async fn disconnect(&mut self);
 }
 
+type Driver = Pin<Box<dyn Future<Output = Why> + Send>>;
+
 enum Phase {
     Waiting(Pin<Box<Sleep>>),
     Open(Connection),
@@ -239,7 +241,7 @@ struct Connection {
     number: u64,
     protocol: Protocol,
     sender: Box<dyn Submit>,
-    driver: Pin<Box<dyn Future<Output = Why> + Send>>,
+    driver: Driver,
     packets: mpsc::Receiver<Packet>,
     ended: Option<Why>,
     granted: Option<Granted>,
@@ -250,7 +252,7 @@ struct Connection {
     last_pkid: u16,
     /// Handed to the library, in order, and not yet written.
     submitted: VecDeque<u64>,
-    /// Written at QoS 1 and not acked, or promised a packet id: `None` until written.
+    /// Un-acked at QoS 1, by the packet id they have or, until written, will have.
     inflight: BTreeMap<u16, u64>,
 }
 
@@ -314,17 +316,16 @@ impl Client {
             keepalive: self.options.keepalive,
             connect_timeout: self.options.connect_timeout,
         };
-        let (sender, driver): (Box<dyn Submit>, Pin<Box<dyn Future<Output = Why> + Send>>) =
-            match self.protocol {
-                Protocol::V5 => {
-                    let (sender, wire) = v5::open(&self.options, clean, REQUESTS);
-                    (Box::new(sender), Box::pin(driver::drive(wire, timing, out)))
-                }
-                Protocol::V311 => {
-                    let (sender, wire) = v4::open(&self.options, clean, REQUESTS);
-                    (Box::new(sender), Box::pin(driver::drive(wire, timing, out)))
-                }
-            };
+        let (sender, driver): (Box<dyn Submit>, Driver) = match self.protocol {
+            Protocol::V5 => {
+                let (sender, wire) = v5::open(&self.options, clean, REQUESTS);
+                (Box::new(sender), Box::pin(driver::drive(wire, timing, out)))
+            }
+            Protocol::V311 => {
+                let (sender, wire) = v4::open(&self.options, clean, REQUESTS);
+                (Box::new(sender), Box::pin(driver::drive(wire, timing, out)))
+            }
+        };
         self.phase = Phase::Open(Connection {
             number: self.connections,
             protocol: self.protocol,

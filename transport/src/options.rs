@@ -362,7 +362,7 @@ mod tests {
         };
         check("client_id", |o| o.client_id.clear());
         check("tls", |o| {
-            o.url = BrokerUrl::parse("mqtts://localhost", false).unwrap()
+            o.url = BrokerUrl::parse("mqtts://localhost", false).unwrap();
         });
         check("keepalive", |o| o.keepalive = Duration::from_secs(4));
         check("keepalive", |o| o.keepalive = Duration::from_secs(1101));
@@ -377,7 +377,7 @@ mod tests {
             o.last_will = Some(LastWill {
                 topic: "a/+".into(),
                 payload: Bytes::new(),
-            })
+            });
         });
     }
 }

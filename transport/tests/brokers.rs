@@ -3,6 +3,8 @@
 //! Always holds: every wait has a bound; what a test expects to happen, happens, and a message that must not come is
 //! waited for.
 
+#![allow(clippy::unwrap_used, reason = "the helpers of tests are tests too")]
+
 mod support;
 
 use std::time::{Duration, Instant};

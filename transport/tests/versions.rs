@@ -2,6 +2,8 @@
 //!
 //! Always holds: the broker here is a few bytes over plain TCP, since no installed broker refuses MQTT 5.
 
+#![allow(clippy::unwrap_used, reason = "the helpers of tests are tests too")]
+
 use std::time::Duration;
 
 use skiff_transport::{BrokerUrl, Client, Event, Options, Protocol, ProtocolChoice, Transport, Why};

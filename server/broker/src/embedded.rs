@@ -186,13 +186,11 @@ impl Embedded {
             max_messages: config.max_queued,
             max_bytes: config.max_queued_bytes,
         };
-        let storage = Arc::new(DynamicStorage::Memory(MemoryBackend::with_queue_limits(
-            limits.clone(),
-        )));
+        let storage = Arc::new(DynamicStorage::Memory(MemoryBackend::with_queue_limits(limits)));
         let router = MessageRouter::with_storage(storage.clone())
             .with_fallback_queue_limits(limits)
-            // Nothing is retained (see the gate); were something to slip through, it would be one empty message.
-            .with_retained_limits(1, 1);
+            // Nothing is retained (see the gate); were something to slip through, it would be one message.
+            .with_retained_limits(1, 0);
         router
             .initialize()
             .await
@@ -369,7 +367,10 @@ async fn handshake(stream: TcpStream, acceptor: &TlsAcceptor) -> Result<(TlsStre
 
 fn common_name(certificate: &[u8]) -> Result<String, String> {
     let (_, certificate) = X509Certificate::from_der(certificate).map_err(|e| e.to_string())?;
-    let mut names = certificate.subject().iter_common_name().map(|name| name.as_str());
+    let mut names = certificate
+        .subject()
+        .iter_common_name()
+        .map(x509_parser::x509::AttributeTypeAndValue::as_str);
     match (names.next(), names.next()) {
         (Some(Ok(name)), None) => Ok(name.to_owned()),
         _ => Err("the client certificate has not exactly one common name".to_owned()),
@@ -421,7 +422,6 @@ fn library_config(config: &Config, tally: Arc<Tally>) -> BrokerConfig {
         .with_retain_available(false)
         .with_max_subscriptions_per_client(SUBSCRIPTIONS)
         .with_max_retained_messages(1)
-        .with_max_retained_message_size(1)
         .with_client_channel_capacity(CHANNEL)
         .with_max_outbound_inflight(WINDOW)
         .with_sys_topics_enabled(false)

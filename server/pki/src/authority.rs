@@ -97,29 +97,24 @@ impl FleetAuthority {
     /// Names the part that is damaged.
     pub fn open(parts: Stored) -> Result<Self, PkiError> {
         if parts.version != 1 {
-            return Err(stored(
-                "fleet authority",
-                format!("version {}, this build reads 1", parts.version),
-            ));
+            return Err(stored("fleet authority")(format!(
+                "version {}, this build reads 1",
+                parts.version
+            )));
         }
         let ca_der = CertificateDer::from_pem_slice(parts.ca_certificate.as_bytes())
-            .map_err(|e| stored("CA certificate", e))?;
-        let key = KeyPair::from_pem(&parts.ca_key).map_err(|e| stored("CA key", e))?;
-        let (_, parsed) =
-            x509_parser::parse_x509_certificate(&ca_der).map_err(|e| stored("CA certificate", e))?;
+            .map_err(stored("CA certificate"))?;
+        let key = KeyPair::from_pem(&parts.ca_key).map_err(stored("CA key"))?;
+        let (_, parsed) = x509_parser::parse_x509_certificate(&ca_der).map_err(stored("CA certificate"))?;
         if parsed.public_key().raw != key.subject_public_key_info() {
-            return Err(stored("CA key", "does not belong to the CA certificate"));
+            return Err(stored("CA key")("does not belong to the CA certificate"));
         }
-        let issuer = Issuer::from_ca_cert_der(&ca_der, key).map_err(|e| stored("CA certificate", e))?;
-        let signing = BASE64
-            .decode(&parts.signing_key)
-            .map_err(|e| stored("signing key", e))?;
-        let signing = Ed25519KeyPair::from_pkcs8(&signing).map_err(|e| stored("signing key", e))?;
-        let token_key = BASE64
-            .decode(&parts.token_key)
-            .map_err(|e| stored("token key", e))?;
+        let issuer = Issuer::from_ca_cert_der(&ca_der, key).map_err(stored("CA certificate"))?;
+        let signing = BASE64.decode(&parts.signing_key).map_err(stored("signing key"))?;
+        let signing = Ed25519KeyPair::from_pkcs8(&signing).map_err(stored("signing key"))?;
+        let token_key = BASE64.decode(&parts.token_key).map_err(stored("token key"))?;
         if token_key.len() != 32 {
-            return Err(stored("token key", format!("{} bytes, not 32", token_key.len())));
+            return Err(stored("token key")(format!("{} bytes, not 32", token_key.len())));
         }
         Ok(Self {
             issuer,

@@ -27,8 +27,8 @@ pub enum PkiError {
     Certificate(String),
 }
 
-pub(crate) fn stored(what: &'static str, why: impl ToString) -> PkiError {
-    PkiError::Stored {
+pub(crate) fn stored<W: std::fmt::Display>(what: &'static str) -> impl FnOnce(W) -> PkiError {
+    move |why| PkiError::Stored {
         what,
         why: why.to_string(),
     }

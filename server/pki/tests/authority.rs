@@ -2,6 +2,8 @@
 //!
 //! Always holds: every refusal stands beside the same thing accepted, so that a test cannot pass by refusing all.
 
+#![allow(clippy::unwrap_used, reason = "the helpers of tests are tests too")]
+
 use std::sync::Arc;
 
 use ring::signature::{ED25519, UnparsedPublicKey};
@@ -80,7 +82,7 @@ fn an_authority_survives_its_text_and_damage_is_named() {
     check("CA certificate", |s| s.ca_certificate.truncate(100));
     check("CA key", |s| s.ca_key.truncate(60));
     check("CA key: does not belong", |s| {
-        s.ca_key = authority().stored().ca_key.clone()
+        s.ca_key = authority().stored().ca_key.clone();
     });
     check("signing key", |s| s.signing_key.truncate(8));
     check("token key", |s| s.token_key.truncate(8));
