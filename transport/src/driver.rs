@@ -17,7 +17,7 @@ use bytes::Bytes;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, timeout_at};
 
-use crate::client::Why;
+use crate::api::Why;
 use crate::options::Qos;
 
 /// What a connection tells its client, whichever protocol it speaks.

@@ -17,6 +17,7 @@
 //! | the v5 client preallocates 16 MB | its window is capped |
 //! | state of a dead connection leaks into the next one | each connection has a new event loop |
 
+mod api;
 mod backoff;
 mod client;
 mod driver;
@@ -27,7 +28,8 @@ pub mod tls;
 mod v4;
 mod v5;
 
+pub use api::{AckToken, Event, PublishError, Transport, Why};
 pub use bytes::Bytes;
-pub use client::{AckToken, Client, Event, PublishError, Transport, Why};
+pub use client::Client;
 pub use key::{KeyError, NodeKey};
 pub use options::{BrokerUrl, LastWill, Options, OptionsError, Protocol, ProtocolChoice, Qos};

@@ -8,7 +8,7 @@ use rumqttc::{
     QoS, StateError, SubscribeFilter, SubscribeReasonCode, TlsConfiguration, Transport, mqttbytes,
 };
 
-use crate::client::Why;
+use crate::api::Why;
 use crate::driver::{Granted, Packet, Submit, Wire};
 use crate::options::{Options, Qos};
 use crate::v5::sent;

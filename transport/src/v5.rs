@@ -10,7 +10,7 @@ use rumqttc::v5::mqttbytes::{Error as CodecError, QoS};
 use rumqttc::v5::{AsyncClient, ConnectionError, Event, EventLoop, MqttOptions, StateError};
 use rumqttc::{NetworkOptions, Outgoing, TlsConfiguration, Transport};
 
-use crate::client::Why;
+use crate::api::Why;
 use crate::driver::{Granted, Packet, Submit, Wire};
 use crate::options::{Options, Qos};
 
