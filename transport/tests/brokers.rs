@@ -345,7 +345,7 @@ async fn who_is_not_let_in_hears_why() {
                 matches!(&foreign, Why::Tls(text) if text.contains("invalid peer certificate")),
                 "{foreign:?}"
             );
-            // Trusts it, but shows another fleet's certificate, or none: the broker's alert comes back.
+            // Our certificate and a wrong password. Mosquitto, set up as here, goes by the certificate alone.
             let mut options = stranger.node(&url, protocol);
             options.tls = fleet.node(&url, protocol).tls;
             let mut wrong_password = options;
@@ -354,6 +354,7 @@ async fn who_is_not_let_in_hears_why() {
                 let refused = why(wrong_password).await;
                 assert!(matches!(refused, Why::Refused(_)), "{refused:?}");
             }
+            // No certificate: the broker's alert comes back.
             let roots = fleet.authority.ca_certificate();
             let clock = skiff_transport::tls::Clock::system();
             let mut nobody = fleet.node(&url, protocol);
