@@ -1,2 +1,256 @@
-//! Placeholder.
-fn main() {}
+//! The agent: runs Kubernetes Pods on a small, far away machine.
+//!
+//! One binary, several roles. Always holds: `shim` and `pull` are processes of their own that this one starts; the
+//! agent itself has one thread for its work, never forks and never calls libcontainer.
+
+mod config;
+mod doctor;
+mod driver;
+mod identity;
+mod images;
+mod input;
+mod ledger;
+mod link;
+mod local;
+mod logs;
+mod node;
+mod plan;
+mod shims;
+mod show;
+mod stop;
+mod volumes;
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+
+use anyhow::{Context, Result};
+use clap::{Parser, Subcommand};
+use skiff_core::Core;
+use skiff_journal::Outcome;
+use skiff_sys::Limits;
+use skiff_sys::cgroup::Cgroups;
+use tokio::sync::mpsc;
+use tracing::{info, warn};
+
+/// Inputs that may wait for the driver: a few for each Pod of a full node.
+const INPUTS: usize = 1024;
+
+/// No certificate of ours is older than this program.
+const BUILT: i64 = 1_763_683_200;
+
+/// Runs Kubernetes Pods on a small, far away machine.
+#[derive(Parser)]
+#[command(name = "skiff-agent", version)]
+struct Arguments {
+    /// The configuration [default: /etc/skiff/agent.toml, if it is there]
+    #[arg(long, global = true, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// What must survive a reboot: journal, identity, images [default: /var/lib/skiff]
+    #[arg(long, global = true, value_name = "DIR")]
+    state_dir: Option<PathBuf>,
+    /// Sockets, namespaces and logs, on tmpfs [default: /run/skiff]
+    #[arg(long, global = true, value_name = "DIR")]
+    run_dir: Option<PathBuf>,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Run this node's Pods
+    Run,
+    /// Join a fleet with the token that `skiff node enrol` printed
+    Join {
+        /// The token
+        token: String,
+        /// A broker other than the one that the server names, mqtts://HOST[:PORT]
+        #[arg(long, value_name = "URL")]
+        broker: Option<String>,
+    },
+    /// Show how the running agent is
+    Status {
+        /// As JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Show the Pods of this node
+    Pods {
+        /// As JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Check whether this machine can run Pods, and say what to do where it cannot
+    Doctor,
+    /// End every Pod of this node and remove what was made for it; the agent must not be running
+    Stop,
+    /// Own the containers of one Pod (started by the agent)
+    #[command(hide = true)]
+    Shim,
+    /// Pull one image (started by the agent)
+    #[command(hide = true)]
+    Pull,
+}
+
+fn main() -> ExitCode {
+    let mut arguments = std::env::args_os().skip(1);
+    // The roles that must stay small are told apart before anything else is set up.
+    match arguments.next().as_deref().and_then(|it| it.to_str()) {
+        Some("shim") => return skiff_shim::main(arguments),
+        Some("pull") => return skiff_images::pull::main(),
+        _ => {}
+    }
+    match command() {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("skiff-agent: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn command() -> Result<ExitCode> {
+    let arguments = Arguments::parse();
+    let mut config = config::Config::load(arguments.config.as_deref())?;
+    if let Some(dir) = arguments.state_dir {
+        config.state_dir = dir;
+    }
+    if let Some(dir) = arguments.run_dir {
+        config.run_dir = dir;
+    }
+    match arguments.command {
+        Command::Run => {
+            logging();
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .max_blocking_threads(2)
+                .thread_stack_size(256 * 1024)
+                .thread_keep_alive(std::time::Duration::from_secs(1))
+                .build()?;
+            runtime.block_on(run(config))?;
+        }
+        Command::Join { token, broker } => {
+            let node = identity::join(&config.state_dir, &token, broker.as_deref())?;
+            println!("joined as node {node}; start it with: skiff-agent run");
+        }
+        Command::Status { json } => show::status(&local::ask(&config.run_dir, "status")?, json),
+        Command::Pods { json } => show::pods(&local::ask(&config.run_dir, "pods")?, json),
+        Command::Doctor => return Ok(doctor::run(&config)),
+        Command::Stop => stop::run(&config)?,
+        Command::Shim | Command::Pull => unreachable!("told apart in main"),
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn logging() {
+    let filter = tracing_subscriber::EnvFilter::try_from_env("SKIFF_LOG")
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
+    let ansi = std::io::IsTerminal::is_terminal(&std::io::stderr()) && std::env::var_os("NO_COLOR").is_none();
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(ansi)
+        .init();
+}
+
+async fn run(config: config::Config) -> Result<()> {
+    let config = Arc::new(config);
+    let identity = Arc::new(identity::Identity::load(&config.state_dir)?);
+    let (ledger, recovered, outcome) =
+        ledger::Ledger::open(&config.state_dir, config.journal_segment_bytes, &identity.node)
+            .context("the journal cannot be used, so nothing is started and nothing that runs is touched")?;
+    match outcome {
+        Outcome::Empty => info!("a new journal"),
+        Outcome::Clean => info!(
+            generation = recovered.generation,
+            objects = recovered.objects.len(),
+            "journal read"
+        ),
+        Outcome::TornTail { dropped_bytes } => {
+            warn!(
+                dropped_bytes,
+                "the journal's last write was cut off; it had not been acknowledged"
+            );
+        }
+    }
+    let floor = Arc::new(AtomicU64::new(0));
+    link::raise(&floor, recovered.time.max(BUILT));
+    let node = node::Node::look();
+    let cgroups = Cgroups::detect(&config.cgroup_root)?;
+    let place = prepare(&config, &node, cgroups)?;
+    let (network, prefix) = config.pods()?;
+    let core = Core::new(
+        skiff_core::Config {
+            node: identity.node.clone(),
+            server_key: identity.server_key.clone(),
+            network,
+            prefix,
+            allocatable_cpu_milli: node.allocatable_cpu(&config),
+            allocatable_memory: node.allocatable_memory(&config),
+            max_pods: config.max_pods as usize,
+        },
+        recovered,
+    );
+    let (sender, inputs) = mpsc::channel(INPUTS);
+    let link = link::Link::new(&config, &identity, core.epoch(), floor.clone())?;
+    let images = images::Images::open(
+        config.clone(),
+        identity.clone(),
+        place.executable.clone(),
+        sender.clone(),
+    )?;
+    let shims = shims::Shims::new(place.clone(), sender);
+    let queries = local::listen(&config.run_dir)?;
+    let streams = logs::Streams::default();
+    let driver = driver::Driver::new(
+        config, identity, node, core, ledger, link, images, shims, streams, place, floor, inputs,
+    );
+    driver.run(queries, stopped()).await
+}
+
+/// Directories, the parent cgroup with its budget, and the copy of this program that shims run from.
+fn prepare(config: &config::Config, node: &node::Node, cgroups: Cgroups) -> Result<shims::Place> {
+    let make =
+        |dir: &Path| std::fs::create_dir_all(dir).with_context(|| format!("cannot make {}", dir.display()));
+    make(&config.run_dir)?;
+    make(&config.state_dir)?;
+    let cpu = node.allocatable_cpu(config);
+    let budget = Limits {
+        memory_bytes: cgroups
+            .controllers()
+            .contains("memory")
+            .then(|| node.allocatable_memory(config)),
+        cpu_quota_us: (config.cpu_budget_milli > 0).then_some(cpu * 100),
+        cpu_period_us: (config.cpu_budget_milli > 0).then_some(100_000),
+        cpu_shares: None,
+        pids: None,
+    };
+    cgroups.ensure_parent(&config.cgroup, &budget)?;
+    for (_, message) in node::lacking(&cgroups) {
+        warn!("{message}");
+    }
+    let bin = config.run_dir.join("bin");
+    make(&bin)?;
+    let executable = skiff_sys::process::seal_self(&bin)?;
+    Ok(shims::Place {
+        run: config.run_dir.join("pods"),
+        state: config.state_dir.join("pods"),
+        executable,
+        cgroups,
+    })
+}
+
+/// Done when the agent is asked to end.
+async fn stopped() {
+    use tokio::signal::unix::{SignalKind, signal};
+    let (Ok(mut term), Ok(mut int)) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
+    else {
+        return std::future::pending().await;
+    };
+    tokio::select! {
+        // A signal that is cancelled is seen at the next call.
+        _ = term.recv() => {}
+        _ = int.recv() => {}
+    }
+}

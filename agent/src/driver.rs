@@ -1,0 +1,573 @@
+//! The loop: inputs to the core, effects to their executors. The only caller of the core.
+//!
+//! ```text
+//!   link ─────┐                      ┌──▶ journal (synced before anything follows)
+//!   shims ────┼──▶ inputs ▶ core ▶ ──┼──▶ shims, images, volumes
+//!   pulls ────┤                      └──▶ link
+//!   timers ───┘
+//! ```
+//!
+//! Always holds: a message of the server is acked to the broker after the journal has what follows from it; a batch of
+//! inputs costs one sync; executors make no choices.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use anyhow::{Context, Result};
+use skiff_core::{ContainerRef, Core, Effect, Event, Now, Refusal, StartError};
+use skiff_protocol::uid::Uid;
+use skiff_protocol::wire::spec::{ConfigData, Object, ObjectKey, PodSpec};
+use skiff_protocol::wire::{Down, Up};
+use skiff_shim::protocol::{LogConfig, RunRequest};
+use skiff_sys::{IpNet, NetworkConfig, PodCgroup, SandboxConfig};
+use skiff_transport::AckToken;
+use skiff_transport::outbox::Class;
+use tokio::sync::mpsc;
+use tracing::{error, info, warn};
+
+use crate::config::Config;
+use crate::identity::Identity;
+use crate::images::Images;
+use crate::input::Input;
+use crate::ledger::Ledger;
+use crate::link::{self, Incoming, Link};
+use crate::local::{self, Query};
+use crate::logs::Streams;
+use crate::node::Node;
+use crate::plan::{self, Facts};
+use crate::shims::{Command, Note, Place, Shims};
+use crate::volumes;
+
+/// How long one start may take before it is undone.
+const START_TIMEOUT_MS: u64 = 60_000;
+
+/// Bytes of a Pod's `/dev/shm`.
+const SHM_BYTES: u64 = 64 << 20;
+
+/// Inputs dealt with before the journal is synced.
+const BATCH: usize = 64;
+
+/// Starts whose latency is remembered for `skiff-agent status`.
+const LATENCIES: usize = 256;
+
+/// Everything that the loop works with.
+pub(crate) struct Driver {
+    pub(crate) config: Arc<Config>,
+    pub(crate) identity: Arc<Identity>,
+    pub(crate) node: Node,
+    pub(crate) core: Core,
+    pub(crate) ledger: Ledger,
+    pub(crate) link: Link,
+    pub(crate) images: Images,
+    pub(crate) shims: Shims,
+    pub(crate) streams: Streams,
+    pub(crate) place: Place,
+    pub(crate) floor: Arc<AtomicU64>,
+    pub(crate) began: Instant,
+    inputs: mpsc::Receiver<Input>,
+    /// Batches that are in the journal's buffer.
+    unsynced: Vec<u64>,
+    /// Messages whose effects are not all durable yet.
+    unacked: Vec<AckToken>,
+    /// The journal refused something in this turn.
+    journal_failed: bool,
+    /// What each container's image said of its end.
+    stop_signals: BTreeMap<(Uid, String), i32>,
+    /// When the spec of a Pod that has not started yet came.
+    arrived: BTreeMap<Uid, Instant>,
+    /// Microseconds from spec to first process, the latest last.
+    pub(crate) latencies: Vec<u64>,
+    refusals: BTreeMap<&'static str, u64>,
+}
+
+impl Driver {
+    /// A driver; nothing has happened yet.
+    #[must_use]
+    #[allow(
+        clippy::too_many_arguments,
+        reason = "each is a part that main makes; a builder would only rename them"
+    )]
+    pub(crate) fn new(
+        config: Arc<Config>,
+        identity: Arc<Identity>,
+        node: Node,
+        core: Core,
+        ledger: Ledger,
+        link: Link,
+        images: Images,
+        shims: Shims,
+        streams: Streams,
+        place: Place,
+        floor: Arc<AtomicU64>,
+        inputs: mpsc::Receiver<Input>,
+    ) -> Self {
+        Self {
+            config,
+            identity,
+            node,
+            core,
+            ledger,
+            link,
+            images,
+            shims,
+            streams,
+            place,
+            floor,
+            began: Instant::now(),
+            inputs,
+            unsynced: Vec::new(),
+            unacked: Vec::new(),
+            journal_failed: false,
+            stop_signals: BTreeMap::new(),
+            arrived: BTreeMap::new(),
+            latencies: Vec::new(),
+            refusals: BTreeMap::new(),
+        }
+    }
+
+    /// Runs until `stop` is done. Pods go on without us.
+    ///
+    /// # Errors
+    /// When the directory of Pods cannot be read.
+    pub(crate) async fn run(
+        mut self,
+        mut queries: mpsc::Receiver<Query>,
+        stop: impl Future<Output = ()>,
+    ) -> Result<()> {
+        let found = self.shims.find().await.context("cannot look for running Pods")?;
+        info!(pods = found.len(), "found running Pods");
+        self.event(Event::Observed(found));
+        self.settle();
+        tokio::pin!(stop);
+        loop {
+            let deadline = self.core.next_deadline();
+            let room = self.link.has_room(Class::Stream);
+            tokio::select! {
+                // Receiving from a channel loses nothing when cancelled.
+                Some(input) = self.inputs.recv() => self.batch(input),
+                // The link's `next` is cancel-safe.
+                incoming = self.link.next() => self.incoming(incoming),
+                // Pieces wait in their channel while the outbox has no room.
+                Some(input) = self.streams.next(), if room => self.input(input),
+                Some(query) = queries.recv() => local::answer(&self, query),
+                // A deadline that is cancelled is computed anew.
+                () = sleep_until(deadline, self.began) => self.event(Event::Tick),
+                () = &mut stop => break,
+            }
+            self.settle();
+        }
+        info!("stopping; Pods run on");
+        self.link.close(self.core.epoch()).await;
+        Ok(())
+    }
+
+    /// Takes what waits, up to a bound, so that many inputs share one sync.
+    fn batch(&mut self, first: Input) {
+        self.input(first);
+        for _ in 1..BATCH {
+            match self.inputs.try_recv() {
+                Ok(input) => self.input(input),
+                Err(_) => break,
+            }
+        }
+    }
+
+    fn input(&mut self, input: Input) {
+        match input {
+            Input::Core(event) => {
+                self.observe(&event);
+                self.event(event);
+            }
+            Input::Pulled { image, result } => {
+                for event in self.images.pulled(&image, &result) {
+                    self.event(event);
+                }
+            }
+            Input::StreamData { sid, offset, bytes } => {
+                self.link.send(&Up::StreamData { sid, offset, bytes });
+            }
+            Input::StreamEnd { sid, end } => {
+                self.streams.ended(sid);
+                self.link.send(&Up::StreamEnd { sid, end });
+            }
+        }
+    }
+
+    fn observe(&mut self, event: &Event) {
+        match event {
+            Event::Started { container, .. } => {
+                if let Some(arrived) = self.arrived.remove(&container.pod) {
+                    if self.latencies.len() == LATENCIES {
+                        self.latencies.remove(0);
+                    }
+                    self.latencies
+                        .push(u64::try_from(arrived.elapsed().as_micros()).unwrap_or(u64::MAX));
+                }
+            }
+            Event::Removed(uid) => {
+                self.shims.forget(*uid);
+                self.arrived.remove(uid);
+                self.stop_signals.retain(|(pod, _), _| pod != uid);
+            }
+            _ => {}
+        }
+    }
+
+    fn incoming(&mut self, incoming: Incoming) {
+        match incoming {
+            Incoming::Up => {
+                let info = self.node.info(&self.config, &self.place);
+                self.event(Event::LinkUp(info));
+            }
+            Incoming::Down => {
+                self.streams.close_all();
+                self.event(Event::LinkDown);
+            }
+            Incoming::Message(message, token) => {
+                self.unacked.push(token);
+                self.message(*message);
+            }
+            Incoming::Nothing => {}
+        }
+    }
+
+    fn message(&mut self, message: Down) {
+        match message {
+            Down::StreamOpen(open) => self.streams.open(&self.core, &self.place, open),
+            Down::StreamCredit { sid, bytes } => self.streams.credit(sid, bytes),
+            Down::StreamClose { sid } => self.streams.close(sid),
+            message => {
+                let before = self.core.generation();
+                let arrived = Instant::now();
+                self.event(Event::Down(message));
+                self.sync();
+                if self.core.generation() != before {
+                    self.note_arrivals(arrived);
+                }
+            }
+        }
+    }
+
+    /// Remembers when the Pods came that have nothing running yet.
+    fn note_arrivals(&mut self, arrived: Instant) {
+        let new = self
+            .core
+            .statuses()
+            .filter(|(_, status)| status.containers.iter().all(|it| it.container_id.is_empty()));
+        let new: Vec<Uid> = new.map(|(_, status)| status.uid).collect();
+        for uid in new {
+            self.arrived.entry(uid).or_insert(arrived);
+        }
+    }
+
+    fn now(&self) -> Now {
+        let unix = SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .map_or(0, |it| it.as_secs());
+        Now {
+            mono: u64::try_from(self.began.elapsed().as_millis()).unwrap_or(u64::MAX),
+            unix: i64::try_from(unix).unwrap_or(i64::MAX),
+        }
+    }
+
+    /// Tells the core, and has its effects done, and those that follow from them at once.
+    fn event(&mut self, event: Event) {
+        let mut events = VecDeque::from([event]);
+        while let Some(event) = events.pop_front() {
+            let now = self.now();
+            for effect in self.core.handle(now, event) {
+                events.extend(self.execute(effect));
+            }
+        }
+    }
+
+    /// After every turn: sync, ack, report.
+    fn settle(&mut self) {
+        self.sync();
+        let durable = !std::mem::take(&mut self.journal_failed);
+        for token in std::mem::take(&mut self.unacked) {
+            // What the journal did not take stays with the broker, which sends it again after a reconnect.
+            if durable {
+                self.link.ack(token);
+            }
+        }
+        while self.link.has_room(Class::Status)
+            && self.link.has_room(Class::Event)
+            && let Some(report) = self.core.next_report()
+        {
+            self.link.send(&report);
+        }
+    }
+
+    /// Makes what was appended durable, and lets follow what waits for it.
+    fn sync(&mut self) {
+        while !self.unsynced.is_empty() {
+            let tokens = std::mem::take(&mut self.unsynced);
+            let done = self.ledger.commit();
+            self.node.journal_answered(done.as_ref().err());
+            if let Err(error) = &done {
+                self.journal_failed = true;
+                error!(%error, "the journal cannot be written; what was not acknowledged is not acted upon");
+            }
+            for token in tokens {
+                self.event(if done.is_ok() {
+                    Event::Durable(token)
+                } else {
+                    Event::NotDurable(token)
+                });
+            }
+            if done.is_err() {
+                self.reopen_segment();
+            }
+        }
+        link::raise(&self.floor, self.now().unix);
+    }
+
+    /// After a failed sync only a checkpoint makes the journal usable again.
+    fn reopen_segment(&mut self) {
+        let live = self.core.checkpoint();
+        if let Err(error) = self.ledger.checkpoint(&live) {
+            warn!(%error, "the journal cannot be written anew either; tried again at the next change");
+        }
+    }
+
+    fn execute(&mut self, effect: Effect) -> Option<Event> {
+        match effect {
+            Effect::Append { token, records } => {
+                let core = &self.core;
+                match self.ledger.append(&records, || core.checkpoint()) {
+                    Ok(()) => {
+                        self.unsynced.push(token);
+                        None
+                    }
+                    Err(error) => {
+                        self.journal_failed = true;
+                        error!(%error, "the journal does not take this; it is not acted upon");
+                        self.node.journal_answered(Some(&error));
+                        Some(Event::NotDurable(token))
+                    }
+                }
+            }
+            Effect::Send(message) => {
+                if !self.link.send(&message) {
+                    warn!("no room to send; the next connection says everything anew");
+                }
+                None
+            }
+            Effect::EnsureImage {
+                container,
+                image,
+                policy,
+            } => {
+                let floor = self.floor.load(std::sync::atomic::Ordering::Relaxed);
+                self.images.ensure(container, &image, policy, floor)
+            }
+            Effect::MakeSandbox { pod, ip } => self.make_sandbox(pod, ip),
+            Effect::Start(container) => self.start(container),
+            Effect::Stop { container, urgency } => {
+                let key = (container.pod, container.name.clone());
+                let signal = self.stop_signals.get(&key).copied().unwrap_or(SIGTERM);
+                self.shims.send(
+                    container.pod,
+                    Command::Stop {
+                        container,
+                        urgency,
+                        signal,
+                    },
+                );
+                None
+            }
+            Effect::Remove(pod) => {
+                self.streams.close_pod(pod);
+                self.shims.send(pod, Command::Remove);
+                None
+            }
+            Effect::Report(refusal) => {
+                self.report(&refusal);
+                None
+            }
+        }
+    }
+
+    /// Logs what was not believed at the 1st, 2nd, 4th, … time of its kind.
+    fn report(&mut self, refusal: &Refusal) {
+        let (kind, text) = match refusal {
+            Refusal::Desired(why) => ("desired", why.to_string()),
+            Refusal::Object => ("object", "an object that no announced index names".to_owned()),
+            Refusal::Journal => ("journal", "the desired state does not fit the journal".to_owned()),
+        };
+        let count = self.refusals.entry(kind).or_default();
+        *count += 1;
+        if count.is_power_of_two() {
+            warn!(kind, count, "ignored what the server sent: {text}");
+        }
+    }
+
+    fn lookup<'a>(&'a self, namespace: &'a str) -> impl Fn(bool, &str) -> Option<ConfigData> + 'a {
+        move |secret, name| {
+            let (namespace, name) = (namespace.to_owned(), name.to_owned());
+            let key = if secret {
+                ObjectKey::Secret(namespace, name)
+            } else {
+                ObjectKey::ConfigMap(namespace, name)
+            };
+            match self.core.object(&key)? {
+                Object::ConfigMap(data) | Object::Secret(data) => Some(data),
+                Object::Pod(_) => None,
+            }
+        }
+    }
+
+    fn make_sandbox(&mut self, uid: Uid, ip: Option<std::net::Ipv4Addr>) -> Option<Event> {
+        let config = self.core.pod(uid).map(|(pod, _)| self.sandbox(pod, ip));
+        match config {
+            Some(Ok(config)) => {
+                self.shims.send(uid, Command::MakeSandbox(Box::new(config)));
+                None
+            }
+            Some(Err(error)) => Some(Event::SandboxFailed(uid, format!("{error:#}"))),
+            None => Some(Event::SandboxFailed(uid, "the Pod is not known".to_owned())),
+        }
+    }
+
+    fn sandbox(&self, pod: &PodSpec, ip: Option<std::net::Ipv4Addr>) -> Result<SandboxConfig> {
+        let ip = ip.with_context(|| format!("no address is free in {}", self.config.pod_cidr))?;
+        let (network, prefix) = self.config.pods()?;
+        let gateway = std::net::Ipv4Addr::from(u32::from(network) + 1);
+        // The uid's last bytes are random, and 15 bytes are what an interface's name may have.
+        let tail: String = pod
+            .uid
+            .to_string()
+            .chars()
+            .rev()
+            .take(10)
+            .filter(|c| *c != '-')
+            .collect();
+        Ok(SandboxConfig {
+            pod_uid: pod.uid.to_string(),
+            hostname: pod.hostname.clone(),
+            ns_dir: self.place.run_of(pod.uid).join("ns"),
+            host_network: false,
+            network: Some(NetworkConfig {
+                bridge: self.config.bridge.clone(),
+                bridge_address: IpNet {
+                    address: gateway.into(),
+                    prefix,
+                },
+                address: IpNet {
+                    address: ip.into(),
+                    prefix,
+                },
+                gateway: gateway.into(),
+                mtu: 0,
+                host_veth: format!("sk{tail}"),
+            }),
+            cgroup: PodCgroup {
+                parent: self.config.cgroup.clone(),
+                pod: pod.uid.to_string(),
+                limits: plan::pod_limits(pod),
+            },
+            shm_bytes: SHM_BYTES,
+        })
+    }
+
+    fn start(&mut self, container: ContainerRef) -> Option<Event> {
+        match self.run_request(&container) {
+            Ok((request, note, signal)) => {
+                self.stop_signals
+                    .insert((container.pod, container.name.clone()), signal);
+                let command = Command::Run {
+                    container: container.clone(),
+                    request: Box::new(request),
+                    note,
+                };
+                self.shims.send(container.pod, command);
+                None
+            }
+            Err(message) => Some(Event::StartFailed {
+                container,
+                error: StartError::Config(message),
+            }),
+        }
+    }
+
+    /// The configuration of a start; an error is what it lacks, in a kubelet's words.
+    fn run_request(&self, container: &ContainerRef) -> Result<(RunRequest, Note, i32), String> {
+        let (pod, ip) = self.core.pod(container.pod).ok_or("the Pod is not known")?;
+        let spec = pod
+            .containers
+            .iter()
+            .find(|it| it.name == container.name)
+            .ok_or("the container is not known")?;
+        let image = self
+            .images
+            .get(&spec.image)
+            .map_err(|error| format!("{error:#}"))?;
+        let (run, state) = (self.place.run_of(pod.uid), self.place.state_of(pod.uid));
+        let lookup = self.lookup(&pod.namespace);
+        let memory = self.node.allocatable_memory(&self.config);
+        volumes::prepare(pod, ip, &run, &state, memory, &lookup)?;
+        let sandbox = self.sandbox(pod, ip).map_err(|error| format!("{error:#}"))?;
+        let facts = Facts {
+            node: self.identity.node.as_str(),
+            host_ip: self.node.address(),
+            pod_ip: ip,
+            node_memory: self.node.memory(),
+            pids: self.config.pids_per_container,
+            pod_cgroup: sandbox.cgroup.path(),
+            run: &run,
+            state: &state,
+            bounding: self.node.bounding(),
+            namespaces: sandbox.namespaces(),
+        };
+        let config = plan::container(pod, spec, container.attempt, &image, &facts, &lookup)?;
+        let signal = image
+            .config
+            .stop_signal
+            .as_deref()
+            .and_then(signal_number)
+            .unwrap_or(SIGTERM);
+        let note = Note {
+            image_id: image.repo_digest.to_string(),
+            spec_digest: Core::spec_digest(spec),
+        };
+        let request = RunRequest {
+            config,
+            name: spec.name.clone(),
+            attempt: container.attempt,
+            log: LogConfig {
+                capacity: self.config.log_bytes,
+            },
+            timeout_ms: START_TIMEOUT_MS,
+        };
+        Ok((request, note, signal))
+    }
+}
+
+const SIGTERM: i32 = 15;
+
+/// `STOPSIGNAL` of an image: a number, or a name with or without `SIG`.
+fn signal_number(text: &str) -> Option<i32> {
+    if let Ok(number) = text.parse::<i32>() {
+        return (1..=64).contains(&number).then_some(number);
+    }
+    let names = [
+        "HUP", "INT", "QUIT", "ILL", "TRAP", "ABRT", "BUS", "FPE", "KILL", "USR1", "SEGV", "USR2", "PIPE",
+        "ALRM", "TERM", "STKFLT", "CHLD", "CONT", "STOP", "TSTP", "TTIN", "TTOU", "URG", "XCPU", "XFSZ",
+        "VTALRM", "PROF", "WINCH", "IO", "PWR", "SYS",
+    ];
+    let text = text.strip_prefix("SIG").unwrap_or(text);
+    names
+        .iter()
+        .position(|name| *name == text)
+        .map(|at| at as i32 + 1)
+}
+
+async fn sleep_until(deadline: Option<u64>, began: Instant) {
+    match deadline {
+        Some(millis) => tokio::time::sleep_until((began + Duration::from_millis(millis)).into()).await,
+        None => std::future::pending().await,
+    }
+}

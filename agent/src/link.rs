@@ -1,0 +1,282 @@
+//! The node's end of the MQTT session: what waits to be sent, and what comes.
+//!
+//! Always holds: a message is acked to the broker only after the driver has dealt with it; what is sent leaves the
+//! outbox only with the broker's ack; nothing here blocks.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use ring::rand::{SecureRandom, SystemRandom};
+use skiff_protocol::limits;
+use skiff_protocol::topic::{NodeName, Topic, UpKind};
+use skiff_protocol::wire::{self, Assembler, Down, Up, decode_down, encode_up, frames};
+use skiff_transport::outbox::{Bounds, Class, Message, Outbox};
+use skiff_transport::{
+    AckToken, BrokerUrl, Bytes, Client, Event, LastWill, Options, ProtocolChoice, PublishError, Qos,
+    Transport, tls,
+};
+use tracing::{info, warn};
+
+use crate::config::Config;
+use crate::identity::Identity;
+
+/// What the link has to tell.
+pub(crate) enum Incoming {
+    /// It stands.
+    Up,
+    /// It broke.
+    Down,
+    /// A message of the server, to be acked once it is dealt with.
+    Message(Box<Down>, AckToken),
+    /// Nothing for the driver.
+    Nothing,
+}
+
+/// The link.
+pub(crate) struct Link {
+    node: NodeName,
+    client: Client,
+    outbox: Outbox,
+    assembler: Assembler,
+    connected: bool,
+    next_message: u32,
+    unreadable: u64,
+    unsendable: u64,
+}
+
+/// Figures of the link.
+#[derive(Clone, Copy, Debug, Default, serde::Serialize)]
+pub(crate) struct LinkCounters {
+    /// Whether it stands.
+    pub connected: bool,
+    /// Payloads that were no messages of ours.
+    pub unreadable: u64,
+    /// Messages that found no room, or were refused.
+    pub unsendable: u64,
+}
+
+impl Link {
+    /// A link that connects when it is first asked for news. `floor` is the least time that certificates are
+    /// checked against, in seconds since 1970.
+    ///
+    /// # Errors
+    /// When URL, certificates or an option are wrong.
+    pub(crate) fn new(
+        config: &Config,
+        identity: &Identity,
+        epoch: u64,
+        floor: Arc<AtomicU64>,
+    ) -> Result<Self> {
+        let url = config
+            .broker_url
+            .as_deref()
+            .unwrap_or(&identity.joined.broker_url);
+        let url = BrokerUrl::parse(url, false).context("broker_url")?;
+        let clock = tls::Clock::at_least(floor);
+        let tls = tls::client_config(&identity.joined.ca_certificate, Some(identity.tls()), &clock)?;
+        let random = SystemRandom::new();
+        // Jitter only spreads reconnects; without randomness all nodes wait alike.
+        let jitter = Box::new(move || {
+            let mut bytes = [0; 8];
+            let _ = random.fill(&mut bytes);
+            u64::from_le_bytes(bytes)
+        });
+        let mut options = Options::new(url, identity.node.as_str(), jitter);
+        options.credentials = Some((
+            identity.joined.broker_username.clone(),
+            identity.joined.broker_password.clone(),
+        ));
+        options.protocol = match config.mqtt_version.as_str() {
+            "5" => ProtocolChoice::V5,
+            "3.1.1" => ProtocolChoice::V311,
+            _ => ProtocolChoice::Auto,
+        };
+        options.keepalive = Duration::from_secs(config.keepalive_seconds);
+        options.backoff_cap = Duration::from_secs(config.reconnect_cap_seconds.max(1));
+        options.tls = Some(tls);
+        options.subscriptions = vec![Topic::node_filter(&identity.node)];
+        options.max_payload = limits::FRAME;
+        let bye = frames(&encode_up(&Up::Bye { epoch }), 0)?.remove(0);
+        options.last_will = Some(LastWill {
+            topic: Topic::up(&identity.node, UpKind::Bye).to_string(),
+            payload: bye.into(),
+        });
+        Ok(Self {
+            node: identity.node.clone(),
+            client: Client::new(options)?,
+            outbox: Outbox::new(Bounds::default()),
+            assembler: Assembler::default(),
+            connected: false,
+            next_message: 1,
+            unreadable: 0,
+            unsendable: 0,
+        })
+    }
+
+    /// What happens next. Cancel-safe: the transport's `next` is, and everything after it is done without waiting.
+    pub(crate) async fn next(&mut self) -> Incoming {
+        let event = self.client.next().await;
+        let incoming = match event {
+            Event::Connected { protocol, .. } => {
+                info!(%protocol, "connected to the broker");
+                self.connected = true;
+                // Hellos and answers of an earlier connection are worthless: all of it is said anew.
+                self.outbox.clear(Class::Control);
+                Incoming::Up
+            }
+            Event::Disconnected { why, retry_in } => {
+                if self.connected {
+                    warn!(%why, ?retry_in, "the link broke");
+                } else {
+                    info!(%why, ?retry_in, "the broker cannot be reached");
+                }
+                self.connected = false;
+                self.outbox.disconnected();
+                Incoming::Down
+            }
+            Event::Message { topic, payload, ack } => self.message(&topic, &payload, ack),
+            Event::Acked { id } => {
+                self.outbox.acked(id);
+                Incoming::Nothing
+            }
+            Event::Refused { id, reason } => {
+                self.unsendable += 1;
+                warn!(reason, "the broker refused a message");
+                self.outbox.refused(id);
+                Incoming::Nothing
+            }
+        };
+        self.pump();
+        incoming
+    }
+
+    fn message(&mut self, topic: &str, payload: &[u8], ack: AckToken) -> Incoming {
+        let ours = matches!(Topic::parse(topic), Ok(Topic::Down { node, .. }) if node == self.node);
+        let message = if ours {
+            self.assembler
+                .push(payload)
+                .and_then(|whole| whole.map(|it| decode_down(&it)).transpose())
+        } else {
+            Err(wire::Unreadable::Malformed)
+        };
+        match message {
+            Ok(Some(message)) => Incoming::Message(Box::new(message), ack),
+            Ok(None) => {
+                self.client.ack(ack);
+                Incoming::Nothing
+            }
+            Err(why) => {
+                // Logged at 1, 2, 4, 8, …: a broken peer must not fill the log.
+                self.unreadable += 1;
+                if self.unreadable.is_power_of_two() {
+                    warn!(topic, %why, count = self.unreadable, "ignored a payload that is no message of ours");
+                }
+                self.client.ack(ack);
+                Incoming::Nothing
+            }
+        }
+    }
+
+    /// Acks a message that was dealt with.
+    pub(crate) fn ack(&mut self, token: AckToken) {
+        self.client.ack(token);
+    }
+
+    /// Whether a report would be taken now.
+    pub(crate) fn has_room(&self, class: Class) -> bool {
+        self.connected && self.outbox.has_room(class, limits::FRAME)
+    }
+
+    /// Queues a message; `false` when there is no room for it.
+    pub(crate) fn send(&mut self, message: &Up) -> bool {
+        let (class, kind, sid) = address(message);
+        let topic = match sid {
+            None => Topic::up(&self.node, kind),
+            Some(_) => Topic::Up {
+                node: self.node.clone(),
+                kind,
+                sid,
+            },
+        };
+        let topic = topic.to_string();
+        self.next_message = self.next_message.wrapping_add(1);
+        let payloads = match frames(&encode_up(message), self.next_message) {
+            Ok(payloads) => payloads,
+            Err(why) => {
+                self.unsendable += 1;
+                warn!(topic, %why, "a message cannot be sent");
+                return false;
+            }
+        };
+        let sent = payloads.into_iter().all(|payload| {
+            let message = Message {
+                topic: topic.clone(),
+                payload: Bytes::from(payload),
+                qos: Qos::AtLeastOnce,
+            };
+            self.outbox.push(class, None, message).is_ok()
+        });
+        if !sent {
+            self.unsendable += 1;
+        }
+        self.pump();
+        sent
+    }
+
+    /// Hands the transport what it takes.
+    fn pump(&mut self) {
+        while self.connected
+            && let Some((id, message)) = self.outbox.next()
+        {
+            let Message { topic, payload, qos } = message.clone();
+            match self.client.try_publish(id, &topic, payload, qos) {
+                Ok(()) => self.outbox.sent(id),
+                Err(PublishError::Full(_) | PublishError::Offline(_)) => return,
+                Err(error @ (PublishError::TooLarge { .. } | PublishError::Topic { .. })) => {
+                    self.unsendable += 1;
+                    warn!(%error, "a message cannot be sent");
+                    self.outbox.refused(id);
+                }
+            }
+        }
+    }
+
+    /// Figures.
+    pub(crate) fn counters(&self) -> LinkCounters {
+        LinkCounters {
+            connected: self.connected,
+            unreadable: self.unreadable,
+            unsendable: self.unsendable,
+        }
+    }
+
+    /// Says goodbye: the last will is not published, so this is.
+    pub(crate) async fn close(&mut self, epoch: u64) {
+        if self.connected && self.send(&Up::Bye { epoch }) {
+            let flush = async {
+                while !self.outbox.is_empty() {
+                    self.next().await;
+                }
+            };
+            let _ = tokio::time::timeout(Duration::from_secs(1), flush).await;
+        }
+        let _ = tokio::time::timeout(Duration::from_secs(1), self.client.disconnect()).await;
+    }
+}
+
+fn address(message: &Up) -> (Class, UpKind, Option<u32>) {
+    match message {
+        Up::Hello(_) | Up::Need { .. } | Up::Applied { .. } => (Class::Control, UpKind::Hello, None),
+        Up::Bye { .. } => (Class::Control, UpKind::Bye, None),
+        Up::Status { .. } | Up::Node(_) => (Class::Status, UpKind::Status, None),
+        Up::Events { .. } => (Class::Event, UpKind::Event, None),
+        Up::StreamData { sid, .. } | Up::StreamEnd { sid, .. } => (Class::Stream, UpKind::Stream, Some(*sid)),
+    }
+}
+
+/// The latest time that is known to have passed, for everything that checks certificates.
+pub(crate) fn raise(floor: &AtomicU64, unix: i64) {
+    floor.fetch_max(u64::try_from(unix).unwrap_or(0), Ordering::Relaxed);
+}
