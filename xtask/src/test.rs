@@ -166,7 +166,13 @@ fn nextest(workspace: &Workspace, filter: &[String]) -> Result<(bool, Option<Str
     let programs = Programs::prepare(workspace)?;
     let mut command = command::at(workspace.root(), "cargo");
     command
-        .args(["nextest", "run", "--locked", "--workspace"])
+        .args(["nextest", "run", "--locked"])
+        // A filter that names packages builds only those.
+        .args(if names_package(filter) {
+            &[][..]
+        } else {
+            &["--workspace"][..]
+        })
         .args(if std::io::stderr().is_terminal() {
             &["--color", "always"][..]
         } else {
@@ -193,6 +199,12 @@ fn nextest(workspace: &Workspace, filter: &[String]) -> Result<(bool, Option<Str
     }
     let status = child.wait().context("cannot wait for nextest")?;
     Ok((status.success(), last))
+}
+
+fn names_package(filter: &[String]) -> bool {
+    filter
+        .iter()
+        .any(|word| word == "-p" || word.starts_with("--package"))
 }
 
 fn minutes(time: Duration) -> String {

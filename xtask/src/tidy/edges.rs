@@ -133,7 +133,10 @@ mod tests {
     fn package(name: &str, dependencies: &[&str]) -> Value {
         let dependencies: Vec<Value> = dependencies
             .iter()
-            .map(|name| json!({"name": name, "kind": null}))
+            .map(|name| match name.strip_prefix("dev:") {
+                Some(name) => json!({"name": name, "kind": "dev"}),
+                None => json!({"name": name, "kind": null}),
+            })
             .collect();
         json!({"name": name, "manifest_path": format!("/tree/{name}/Cargo.toml"), "dependencies": dependencies})
     }
