@@ -5,9 +5,11 @@
 use std::net::{TcpStream, ToSocketAddrs};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use skiff_sys::cgroup::{Cgroups, Version};
+use skiff_sys::doctor::{self, Facts, Probe};
+use skiff_sys::process::Report;
 
 use crate::config::Config;
 use crate::identity::Identity;
@@ -31,16 +33,20 @@ pub(crate) fn run(config: &Config) -> ExitCode {
         env!("CARGO_PKG_VERSION"),
         std::env::consts::ARCH
     );
-    let checks: [(&str, Outcome); 11] = [
-        ("kernel", kernel()),
-        ("privileges", privileges()),
-        ("namespaces", namespaces()),
+    let facts = doctor::look();
+    let checks: [(&str, Outcome); 14] = [
+        ("kernel", kernel(&facts)),
+        ("privileges", privileges(&facts)),
+        ("namespaces", namespaces(&facts)),
         ("cgroups", cgroups(config)),
+        ("devices", devices(&facts)),
         ("overlayfs", overlay(config)),
-        ("seccomp", seccomp()),
+        ("seccomp", seccomp(&facts)),
         ("network", network()),
-        ("clock", clock()),
-        ("memory", memory()),
+        ("nf_tables", nf_tables(&facts)),
+        ("pressure", pressure(&facts)),
+        ("clock", clock(&facts)),
+        ("memory", memory(&facts)),
         ("disk", disk(config)),
         ("broker", broker(config)),
     ];
@@ -64,52 +70,34 @@ pub(crate) fn run(config: &Config) -> ExitCode {
     }
 }
 
-fn read(path: &str) -> String {
-    std::fs::read_to_string(path)
-        .unwrap_or_default()
-        .trim()
-        .to_owned()
-}
-
-fn kernel() -> Outcome {
-    let release = read("/proc/sys/kernel/osrelease");
-    let mut parts = release.split(['.', '-']).map_while(|it| it.parse::<u32>().ok());
+fn kernel(facts: &Facts) -> Outcome {
+    let mut parts = facts
+        .kernel
+        .split(['.', '-'])
+        .map_while(|it| it.parse::<u32>().ok());
     let version = (parts.next().unwrap_or(0), parts.next().unwrap_or(0));
+    let text = format!("Linux {} on {}", facts.kernel, facts.machine);
     if version >= (5, 6) {
-        Good(format!("Linux {release}"))
+        Good(text)
     } else {
         Bad(
-            format!("Linux {release}"),
+            text,
             "use Linux 5.6 or later: pidfd and openat2 are needed".to_owned(),
         )
     }
 }
 
-fn privileges() -> Outcome {
-    let needed = [
-        "CAP_SYS_ADMIN",
-        "CAP_NET_ADMIN",
-        "CAP_SYS_CHROOT",
-        "CAP_SETUID",
-        "CAP_SETGID",
-        "CAP_KILL",
-        "CAP_MKNOD",
-    ];
-    let have = skiff_sys::cap::bounding()
-        .map(skiff_sys::cap::names)
-        .unwrap_or_default();
-    let lacking: Vec<&str> = needed.iter().filter(|it| !have.contains(it)).copied().collect();
-    let root = read("/proc/self/status")
-        .lines()
-        .any(|line| line.starts_with("Uid:\t0\t"));
-    if !root {
+fn privileges(facts: &Facts) -> Outcome {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let lacking = &facts.lacking_capabilities;
+    if !status.lines().any(|line| line.starts_with("Uid:\t0\t")) {
         Bad("not root".to_owned(), "run the agent as root".to_owned())
-    } else if !lacking.is_empty() {
+    } else if lacking.iter().any(|it| *it != "CAP_SYS_RESOURCE") {
         Bad(
             format!("lacks {}", lacking.join(", ")),
             "grant these capabilities to the agent's unit".to_owned(),
         )
-    } else if !have.contains(&"CAP_SYS_RESOURCE") {
+    } else if !lacking.is_empty() {
         Warn(
             "root without CAP_SYS_RESOURCE: out-of-memory scores cannot be lowered".to_owned(),
             "grant CAP_SYS_RESOURCE, so that the kernel kills Pods before the agent".to_owned(),
@@ -119,18 +107,21 @@ fn privileges() -> Outcome {
     }
 }
 
-fn namespaces() -> Outcome {
-    let missing: Vec<&str> = ["mnt", "net", "ipc", "uts", "pid", "cgroup"]
-        .into_iter()
-        .filter(|it| !Path::new("/proc/self/ns").join(it).exists())
-        .collect();
+fn namespaces(facts: &Facts) -> Outcome {
+    let names = |there: bool| {
+        facts
+            .namespaces
+            .iter()
+            .filter(|it| it.1 == there)
+            .map(|it| it.0)
+            .collect::<Vec<_>>()
+    };
+    let missing = names(false);
     if missing.is_empty() {
-        Good("mnt net ipc uts pid cgroup".to_owned())
+        Good(names(true).join(" "))
     } else {
-        Bad(
-            format!("missing: {}", missing.join(" ")),
-            "use a kernel with CONFIG_NAMESPACES and these namespaces".to_owned(),
-        )
+        let fix = "use a kernel with CONFIG_NAMESPACES and these namespaces";
+        Bad(format!("missing: {}", missing.join(" ")), fix.to_owned())
     }
 }
 
@@ -157,88 +148,120 @@ fn cgroups(config: &Config) -> Outcome {
     }
 }
 
-fn overlay(config: &Config) -> Outcome {
-    let known = read("/proc/filesystems")
-        .lines()
-        .any(|line| line.split_whitespace().last() == Some("overlay"));
-    let dir = nearest(&config.state_dir);
-    if !known {
-        Bad(
-            "the kernel does not list overlay".to_owned(),
-            "modprobe overlay, or use a kernel with CONFIG_OVERLAY_FS".to_owned(),
-        )
-    } else {
-        Good(format!(
-            "in the kernel; containers' files lie in {}",
-            dir.display()
-        ))
+fn devices(facts: &Facts) -> Outcome {
+    let controller = facts
+        .controllers
+        .iter()
+        .any(|(name, there)| *name == "devices" && *there);
+    match (&facts.cgroup, &facts.device_program) {
+        (Ok(Version::V2), Probe::Works) => Good("by a cgroup program".to_owned()),
+        (Ok(Version::V2), Probe::Fails(why)) => Bad(
+            why.clone(),
+            "use a kernel with CONFIG_CGROUP_BPF; containers never run without device rules".to_owned(),
+        ),
+        _ if controller => Good("by the devices controller".to_owned()),
+        _ => Bad(
+            "no devices controller".to_owned(),
+            "use a kernel with CONFIG_CGROUP_DEVICE".to_owned(),
+        ),
     }
 }
 
-fn seccomp() -> Outcome {
-    if read("/proc/self/status")
-        .lines()
-        .any(|line| line.starts_with("Seccomp:"))
-    {
-        Good("filters are available".to_owned())
-    } else {
-        Bad(
-            "no seccomp".to_owned(),
+fn overlay(config: &Config) -> Outcome {
+    let dir = nearest(&config.state_dir);
+    match in_child(|| failure(doctor::try_overlay(&dir))) {
+        Ok(None) => Good(format!("works in {}", dir.display())),
+        Ok(Some(why)) | Err(why) => Bad(
+            why,
+            "modprobe overlay, use a kernel with CONFIG_OVERLAY_FS, or put the state directory on ext4"
+                .to_owned(),
+        ),
+    }
+}
+
+fn seccomp(facts: &Facts) -> Outcome {
+    match &facts.seccomp {
+        Probe::Works => Good("filters are available".to_owned()),
+        Probe::Fails(why) => Bad(
+            why.clone(),
             "use a kernel with CONFIG_SECCOMP_FILTER; containers never run unfiltered".to_owned(),
-        )
+        ),
     }
 }
 
 fn network() -> Outcome {
-    let modules = read("/proc/modules");
-    let built_in = std::fs::read_to_string(format!(
-        "/lib/modules/{}/modules.builtin",
-        read("/proc/sys/kernel/osrelease")
-    ))
-    .unwrap_or_default();
-    let has = |name: &str| {
-        Path::new("/sys/module").join(name).exists()
-            || modules.lines().any(|line| line.starts_with(name))
-            || built_in.contains(&format!("/{name}.ko"))
-    };
-    let missing: Vec<&str> = ["bridge", "veth"].into_iter().filter(|it| !has(it)).collect();
-    if missing.is_empty() {
-        Good("bridge and veth".to_owned())
-    } else {
-        Warn(
-            format!("not loaded: {}", missing.join(", ")),
-            format!(
-                "modprobe {}, unless the kernel has them built in",
-                missing.join(" ")
-            ),
-        )
+    match in_child(|| failure(doctor::try_network())) {
+        Ok(None) => Good("bridge and veth work".to_owned()),
+        Ok(Some(why)) | Err(why) => Warn(
+            why,
+            "modprobe bridge veth, or use a kernel with CONFIG_BRIDGE and CONFIG_VETH".to_owned(),
+        ),
     }
 }
 
-fn clock() -> Outcome {
-    let now = SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .map_or(0, |it| it.as_secs());
-    if i64::try_from(now).unwrap_or(0) < crate::BUILT {
+fn nf_tables(facts: &Facts) -> Outcome {
+    match &facts.nf_tables {
+        Probe::Works => Good("answers".to_owned()),
+        Probe::Fails(why) => Warn(
+            why.clone(),
+            "modprobe nf_tables, or use a kernel with CONFIG_NF_TABLES".to_owned(),
+        ),
+    }
+}
+
+fn pressure(facts: &Facts) -> Outcome {
+    match &facts.pressure {
+        Probe::Works => Good("pressure stall information is there".to_owned()),
+        Probe::Fails(why) => Warn(why.clone(), "add psi=1 to the kernel's command line".to_owned()),
+    }
+}
+
+fn clock(facts: &Facts) -> Outcome {
+    if facts.unix_ns / 1_000_000_000 < crate::BUILT {
+        let fix = "set the clock, or run an NTP client; until then certificates are checked against the last known time";
         Warn(
             "the clock is behind this program's build".to_owned(),
-            "set the clock, or run an NTP client; until then certificates are checked against the last known time".to_owned(),
+            fix.to_owned(),
         )
     } else {
         Good("later than this program's build".to_owned())
     }
 }
 
-fn memory() -> Outcome {
-    let total = node::meminfo("MemTotal:").unwrap_or(0) >> 20;
-    let available = node::meminfo("MemAvailable:").unwrap_or(0) >> 20;
-    if available < 32 {
-        Warn(
-            format!("{available} MiB of {total} MiB available"),
-            "free some memory: a start needs about 10 MiB".to_owned(),
-        )
-    } else {
-        Good(format!("{available} MiB of {total} MiB available"))
+fn memory(facts: &Facts) -> Outcome {
+    match &facts.memory {
+        Err(why) => Warn(why.clone(), "mount /proc".to_owned()),
+        Ok(memory) => {
+            let text = format!(
+                "{} MiB of {} MiB available",
+                memory.available >> 20,
+                memory.total >> 20
+            );
+            if memory.available < 32 << 20 {
+                Warn(text, "free some memory: a start needs about 10 MiB".to_owned())
+            } else {
+                Good(text)
+            }
+        }
+    }
+}
+
+fn failure(probe: Probe) -> Option<String> {
+    match probe {
+        Probe::Works => None,
+        Probe::Fails(why) => Some(why),
+    }
+}
+
+/// Runs a probe that changes its process' namespaces in a process of its own.
+fn in_child(probe: impl FnOnce() -> Option<String>) -> Result<Option<String>, String> {
+    let mut child = skiff_sys::process::fork_child(probe).map_err(|error| error.to_string())?;
+    let report = child.wait(Duration::from_secs(10));
+    // The child ends with its report; waiting for it leaves no zombie.
+    while skiff_sys::process::reap().is_some() {}
+    match report {
+        Report::Done(outcome) => Ok(outcome),
+        _ => Err("the probe gave no answer".to_owned()),
     }
 }
 

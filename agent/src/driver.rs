@@ -178,7 +178,7 @@ impl Driver {
         match input {
             Input::Core(event) => {
                 self.observe(&event);
-                self.event(event);
+                self.event(*event);
             }
             Input::Pulled { image, result } => {
                 for event in self.images.pulled(&image, &result) {

@@ -13,13 +13,10 @@ use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use base64::Engine;
-use base64::engine::general_purpose::STANDARD;
-use ring::rand::SystemRandom;
-use ring::signature::{ECDSA_P256_SHA256_ASN1_SIGNING, EcdsaKeyPair, KeyPair};
-use skiff_protocol::enrol::{self, JoinRequest, JoinResponse, JoinToken, PUBLIC_KEY};
+use ring::rand::{SecureRandom, SystemRandom};
+use skiff_protocol::enrol::{self, JoinRequest, JoinResponse, JoinToken};
 use skiff_protocol::topic::NodeName;
-use skiff_transport::tls;
+use skiff_transport::{NodeKey, tls};
 
 /// How long a server may take to answer.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -86,19 +83,10 @@ impl Identity {
 /// When the token is not one, no server answers, or the server refuses.
 pub(crate) fn join(state: &Path, token: &str, broker: Option<&str>) -> Result<NodeName> {
     let token = JoinToken::parse(token)?;
-    let random = SystemRandom::new();
-    let failed = |_| anyhow::anyhow!("the system gives no randomness for a key");
-    let pkcs8 = EcdsaKeyPair::generate_pkcs8(&ECDSA_P256_SHA256_ASN1_SIGNING, &random).map_err(failed)?;
-    let pair = EcdsaKeyPair::from_pkcs8(&ECDSA_P256_SHA256_ASN1_SIGNING, pkcs8.as_ref(), &random)
-        .map_err(|error| anyhow::anyhow!("the new key does not load: {error}"))?;
-    let public: [u8; PUBLIC_KEY] = pair
-        .public_key()
-        .as_ref()
-        .try_into()
-        .context("a P-256 key has 65 bytes")?;
+    let key = NodeKey::generate()?;
+    let public = key.public_key();
     let payload = JoinRequest::payload(&token.node, &token.secret, &public);
-    let signature = pair.sign(&random, &payload).map_err(failed)?;
-    let request = JoinRequest::new(&token, &public, signature.as_ref());
+    let request = JoinRequest::new(&token, &public, &key.sign(&payload)?);
     let mut joined = ask(&token, &request)?;
     if joined.node != token.node.as_str() {
         bail!(
@@ -116,12 +104,14 @@ pub(crate) fn join(state: &Path, token: &str, broker: Option<&str>) -> Result<No
         .mode(0o700)
         .create(&dir)
         .with_context(|| format!("cannot make {}", dir.display()))?;
-    let mut seal = [0; 32];
-    ring::rand::SecureRandom::fill(&random, &mut seal).map_err(failed)?;
+    // A journal that was sealed under an earlier identity must still open.
     if !dir.join("seal.key").exists() {
+        let mut seal = [0; 32];
+        let filled = SystemRandom::new().fill(&mut seal);
+        filled.map_err(|_| anyhow::anyhow!("the system gives no randomness for a key"))?;
         write(&dir.join("seal.key"), &seal)?;
     }
-    write(&dir.join("node.key"), pem(pkcs8.as_ref()).as_bytes())?;
+    write(&dir.join("node.key"), key.to_pem().as_bytes())?;
     write(&dir.join("joined.json"), &serde_json::to_vec_pretty(&joined)?)?;
     Ok(token.node)
 }
@@ -142,7 +132,7 @@ fn ask(token: &JoinToken, request: &JoinRequest) -> Result<JoinResponse> {
 fn ask_one(token: &JoinToken, url: &str, body: &[u8]) -> Result<JoinResponse> {
     let root = fetch_root(token, url)?;
     let url = format!("{url}/skiff/v1/join");
-    let mut answer = http(root)
+    let mut answer = http(&root)
         .post(&url)
         .content_type("application/json")
         .send(body)?;
@@ -196,8 +186,8 @@ fn reason(text: &str) -> String {
 }
 
 /// An HTTP client that trusts only `root` (DER), and gives error answers back instead of hiding them.
-fn http(root: Vec<u8>) -> ureq::Agent {
-    let root = ureq::tls::Certificate::from_der(&root).to_owned();
+fn http(root: &[u8]) -> ureq::Agent {
+    let root = ureq::tls::Certificate::from_der(root).to_owned();
     let tls = ureq::tls::TlsConfig::builder()
         .provider(ureq::tls::TlsProvider::Rustls)
         .unversioned_rustls_crypto_provider(Arc::new(rustls::crypto::ring::default_provider()))
@@ -209,19 +199,6 @@ fn http(root: Vec<u8>) -> ureq::Agent {
         .timeout_global(Some(PATIENCE))
         .build()
         .new_agent()
-}
-
-fn pem(pkcs8: &[u8]) -> String {
-    let text = STANDARD.encode(pkcs8);
-    let lines: Vec<&str> = text
-        .as_bytes()
-        .chunks(64)
-        .filter_map(|line| std::str::from_utf8(line).ok())
-        .collect();
-    format!(
-        "-----BEGIN PRIVATE KEY-----\n{}\n-----END PRIVATE KEY-----\n",
-        lines.join("\n")
-    )
 }
 
 /// Writes a file of mode 0600 so that a power cut leaves the old content or the new.

@@ -8,7 +8,7 @@ use skiff_protocol::wire::StreamEnd;
 #[derive(Debug)]
 pub(crate) enum Input {
     /// Something for the core.
-    Core(Event),
+    Core(Box<Event>),
     /// A pull is over.
     Pulled {
         /// The reference as written.

@@ -306,7 +306,7 @@ impl Task {
 
     async fn tell(&self, event: Event) {
         // The driver is gone only when the agent ends.
-        let _ = self.inputs.send(Input::Core(event)).await;
+        let _ = self.inputs.send(Input::Core(Box::new(event))).await;
     }
 
     async fn command(&mut self, command: Command) {
