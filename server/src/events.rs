@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
 
 use crate::api;
 use crate::store::{Object, Store};
@@ -39,17 +40,21 @@ pub(crate) struct Recorder {
 }
 
 impl Recorder {
-    pub(crate) fn start(store: Arc<dyn Store>) -> Self {
+    /// The task ends once every clone is gone and what they told of is stored.
+    pub(crate) fn start(store: Arc<dyn Store>) -> (Self, JoinHandle<()>) {
         let (queue, mut waiting) = mpsc::channel::<(Arc<Object>, Happening)>(QUEUE);
-        tokio::spawn(async move {
+        let task = tokio::spawn(async move {
             while let Some((object, happening)) = waiting.recv().await {
                 record(&*store, &object, &happening).await;
             }
         });
-        Self {
-            queue,
-            lost: Arc::default(),
-        }
+        (
+            Self {
+                queue,
+                lost: Arc::default(),
+            },
+            task,
+        )
     }
 
     /// Tells of something that happened to `object`.

@@ -10,16 +10,26 @@
 //!                     store ──▶ api's watches
 //! ```
 //!
+//! [`Server::start`] puts the parts together; [`run`] is a whole server.
+//!
 //! What always holds: the parts know the store and nothing of each other; only the link speaks to nodes, except that a
-//! node joins and fetches images over HTTPS ([`enrol`], [`registry`]).
+//! node joins and fetches images over HTTPS (`enrol.rs`, `registry.rs`).
 
 use std::time::Duration;
 
 pub mod api;
+mod config;
+mod enrol;
 mod events;
+mod fleet;
 pub mod link;
 pub mod placement;
+mod registry;
+mod server;
 pub mod store;
+
+pub use config::{BrokerConfig, Config, Validity};
+pub use server::{Server, run};
 
 /// How long a task waits after its store failed before it tries again.
 const RETRY: Duration = Duration::from_secs(1);

@@ -121,7 +121,7 @@ impl Nodes for Link {
         };
         let node = NodeName::parse(&pod.node).map_err(|_| unreachable())?;
         let (reply, answer) = oneshot::channel();
-        let follow = options.follow;
+        let (follow, container) = (options.follow, options.container.clone());
         let request = request(&pod, options);
         let command = Command::OpenLog { node, request, reply };
         self.commands.send(command).await.map_err(|_| unreachable())?;
@@ -136,6 +136,7 @@ impl Nodes for Link {
             seconds: limits::STREAM_SILENCE.as_secs(),
         };
         match timeout(patience, reader.ready()).await {
+            Ok(Some(Err(LogError::Failed { node, cause }))) => return Err(refused(&container, node, cause)),
             Ok(Some(Err(error))) => return Err(error),
             Err(_) if !follow => return Err(silent),
             Ok(_) | Err(_) => {}
@@ -154,6 +155,18 @@ impl Nodes for Link {
             }
         });
         Ok(Box::pin(pieces))
+    }
+}
+
+/// What a node says before it sends anything, as the error that Kubernetes has for it.
+fn refused(container: &str, node: String, cause: String) -> LogError {
+    let container = container.to_owned();
+    if cause.starts_with("previous terminated container") {
+        return LogError::NoPrevious { container };
+    }
+    match cause.split_once(" is waiting to start: ") {
+        Some((_, reason)) => LogError::Waiting { container, reason: reason.to_owned() },
+        None => LogError::Failed { node, cause },
     }
 }
 

@@ -153,6 +153,11 @@ impl Node {
         self.epoch
     }
 
+    /// Whether the server waits for a hello.
+    pub(crate) fn is_asked(&self) -> bool {
+        self.resync_asked
+    }
+
     #[cfg(test)]
     pub(crate) fn state(&self) -> &NodeState {
         &self.state
@@ -366,37 +371,29 @@ impl Node {
         fitting.map(|it| it.bytes.clone()).collect()
     }
 
-    /// The node asks for objects.
+    /// The node asks for objects; what it asked for before is what it asks for again, or has.
     pub(crate) fn need(&mut self, generation: u64, keys: Vec<ObjectKey>) {
         self.wanted_for = generation;
-        self.wanted.extend(
-            keys.into_iter()
-                .filter(|key| self.state.objects.contains_key(key)),
-        );
+        let known = keys.into_iter().filter(|key| self.state.objects.contains_key(key));
+        self.wanted = known.collect();
     }
 
-    /// The next of the objects that the node asked for; nothing while others are on their way.
+    /// The first of the objects that the node asked for, as many as one message carries: it asks again for the rest.
+    /// Nothing while others are on their way.
     pub(crate) fn next_objects(&mut self) -> Option<Down> {
         if self.objects_in_flight > 0 || self.contact != Contact::Here {
             return None;
         }
         let (mut objects, mut bytes) = (Vec::new(), 0);
-        while let Some(key) = self.wanted.first() {
-            let Some(object) = self.state.objects.get(key) else {
-                self.wanted.pop_first();
-                continue;
-            };
+        for key in std::mem::take(&mut self.wanted) {
+            let Some(object) = self.state.objects.get(&key) else { continue };
             if !objects.is_empty() && bytes + object.bytes.len() > limits::OBJECTS_MESSAGE {
                 break;
             }
             bytes += object.bytes.len();
             objects.push(object.bytes.clone());
-            self.wanted.pop_first();
         }
-        (!objects.is_empty()).then_some(Down::Objects {
-            generation: self.wanted_for,
-            objects,
-        })
+        (!objects.is_empty()).then_some(Down::Objects { generation: self.wanted_for, objects })
     }
 
     /// The deadline has passed. `grace` is how long the node has to say hello when it is asked.

@@ -430,7 +430,8 @@ impl Task {
 
     fn hello(&mut self, name: &NodeName, topic: &str, hello: Hello) {
         let node = self.node(name);
-        let restarted = hello.epoch != node.epoch();
+        // A hello that nobody asked for says that there is a new connection, and with the old one went its streams.
+        let restarted = hello.epoch != node.epoch() || !node.is_asked();
         let Some((liveness, answer)) = node.hello(&hello) else {
             self.counters.count(
                 Wrong::Epoch,
@@ -588,9 +589,10 @@ impl Task {
     fn command(&mut self, command: Command) {
         match command {
             Command::Forget(name) => {
-                self.nodes.remove(&name);
+                if self.nodes.remove(&name).is_some() {
+                    self.gone(&name);
+                }
                 self.ingest.forget(&name);
-                self.streams.lost(&name);
             }
             Command::OpenLog { node, request, reply } => {
                 if !self.connected || !self.nodes.get(&node).is_some_and(Node::is_here) {
