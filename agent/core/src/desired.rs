@@ -127,10 +127,10 @@ impl Core {
         if keys.is_empty() {
             self.stage(now, gathering);
         } else {
-            self.effects.push(Effect::Send(Up::Need {
+            self.send(Up::Need {
                 generation: gathering.generation,
                 keys,
-            }));
+            });
             self.gathering = Some(gathering);
         }
     }
@@ -186,10 +186,10 @@ impl Core {
 
     fn applied(&mut self) {
         let generation = self.durable.generation;
-        self.effects.push(Effect::Send(Up::Applied {
+        self.send(Up::Applied {
             generation,
             digest: self.index.digest(),
-        }));
+        });
     }
 
     /// The Pods of the objects held, with what is wrong with those that do not check.

@@ -31,7 +31,7 @@ pub enum Effect {
         records: Vec<Record>,
     },
     /// Send to the server. Statuses and events are not sent this way: see [`crate::Core::next_report`].
-    Send(Up),
+    Send(Box<Up>),
     /// Have the image in the store.
     EnsureImage {
         /// For which container.

@@ -121,7 +121,7 @@ impl Core {
             Event::NodeChanged(node) => {
                 self.node = node;
                 if self.linked {
-                    self.effects.push(Effect::Send(Up::Node(self.node.clone())));
+                    self.send(Up::Node(self.node.clone()));
                 }
             }
             Event::Down(message) => self.down(now, message),
@@ -237,12 +237,16 @@ impl Core {
         hash(container)
     }
 
+    pub(crate) fn send(&mut self, message: Up) {
+        self.effects.push(Effect::Send(Box::new(message)));
+    }
+
     /// Says hello, and has every status sent anew.
     pub(crate) fn greet(&mut self) {
         if !self.linked {
             return;
         }
-        self.effects.push(Effect::Send(Up::Hello(Hello {
+        self.send(Up::Hello(Hello {
             epoch: self.durable.epoch,
             versions: (wire::VERSION, wire::VERSION),
             max_frame: limits::FRAME as u32,
@@ -250,7 +254,7 @@ impl Core {
             desired_digest: self.index.digest(),
             inventory_digest: [0; 32],
             node: self.node.clone(),
-        })));
+        }));
         for pod in self.pods.values_mut() {
             pod.reported = 0;
             self.dirty.insert(pod.uid);
