@@ -199,7 +199,7 @@ file.yaml:2:7: kind: Unsupported value: "Deployment": supported values: "Pod", "
     );
     check(
         "kind:\n",
-        "\nfile.yaml:1:1: kind: Required value: write kind: Pod, or another kind\n  1 | kind:\n    | ^\n",
+        "\nfile.yaml:1:5: kind: Required value: write kind: Pod, or another kind\n  1 | kind:\n    |     ^\n",
     );
 }
 

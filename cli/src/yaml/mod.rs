@@ -11,7 +11,7 @@ mod scalar;
 mod spot;
 mod write;
 
-pub(crate) use reader::{Document, YamlError, read};
+pub(crate) use reader::read;
 pub(crate) use spot::{Inner, Mark, Spot};
 pub(crate) use write::to_yaml;
 

@@ -197,7 +197,7 @@ impl<'a> Reader<'a> {
                     },
                 )?;
                 (
-                    self::value(text, style, tag.as_deref(), at)?,
+                    value(text, style, tag.as_deref(), at)?,
                     Inner::Scalar,
                     anchor,
                 )
