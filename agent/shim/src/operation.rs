@@ -27,7 +27,7 @@ pub(crate) struct Asker {
 /// What is being done.
 #[derive(Debug)]
 pub(crate) enum Purpose {
-    MakeSandbox(SandboxConfig),
+    MakeSandbox(Box<SandboxConfig>),
     Run {
         container: String,
         timeout: Duration,
@@ -106,9 +106,12 @@ impl Operation {
     /// Makes the sandbox.
     pub(crate) fn make_sandbox(config: SandboxConfig, cgroups: &Cgroups, asker: Asker) -> Result<Self> {
         let making = config.clone();
-        Self::plain(Purpose::MakeSandbox(config), asker, SANDBOX_TIMEOUT, || {
-            sandbox::create(&making, cgroups)
-        })
+        Self::plain(
+            Purpose::MakeSandbox(Box::new(config)),
+            asker,
+            SANDBOX_TIMEOUT,
+            || sandbox::create(&making, cgroups),
+        )
     }
 
     /// Removes containers and the sandbox, and with it all of the Pod that the kernel knows.

@@ -109,17 +109,22 @@ impl Output {
 
     fn read(&mut self, limit: usize) {
         let mut buffer = vec![0; BUFFER];
-        for i in 0..STREAMS.len() {
+        let Self {
+            streams,
+            lines,
+            writer,
+        } = self;
+        for ((stream, end), lines) in STREAMS.iter().zip(streams).zip(lines) {
             let mut left = limit;
             while left > 0 {
-                let Some(file) = &mut self.streams[i] else { break };
+                let Some(file) = end else { break };
                 match file.read(&mut buffer) {
-                    Ok(0) => self.streams[i] = None,
+                    Ok(0) => *end = None,
                     Ok(n) => {
                         let now = process::unix_ns();
-                        let writer = &mut self.writer;
-                        let mut emit = |bytes: &[u8], partial| writer.append(STREAMS[i], now, partial, bytes);
-                        self.lines[i].feed(&buffer[..n], &mut emit);
+                        lines.feed(&buffer[..n], &mut |bytes, partial| {
+                            writer.append(*stream, now, partial, bytes);
+                        });
                         left = left.saturating_sub(n);
                     }
                     Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
@@ -127,7 +132,7 @@ impl Output {
                 }
             }
         }
-        self.writer.flush();
+        writer.flush();
     }
 
     /// Position of the ring.

@@ -9,7 +9,7 @@
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
-use skiff_sys::{ContainerConfig, RunError, SandboxConfig, Started};
+use skiff_sys::{ContainerConfig, KernelError, RunError, SandboxConfig, Started};
 
 /// Version of the frames of this build.
 pub const VERSION: u8 = 1;
@@ -31,6 +31,10 @@ pub struct Request {
 
 /// What a client can ask.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[allow(
+    clippy::large_enum_variant,
+    reason = "there is one of it at a time, and it is encoded at once"
+)]
 pub enum RequestBody {
     /// Makes the Pod's namespaces, network and cgroup; nothing happens when the same one exists.
     MakeSandbox(SandboxConfig),
@@ -89,6 +93,10 @@ impl Default for LogConfig {
 
 /// What a shim sends.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[allow(
+    clippy::large_enum_variant,
+    reason = "there is one of it at a time, and it is encoded at once"
+)]
 pub enum ToClient {
     /// The answer to one request.
     Reply(Reply),
@@ -107,6 +115,10 @@ pub struct Reply {
 
 /// Answers, by request.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[allow(
+    clippy::large_enum_variant,
+    reason = "there is one of it at a time, and it is encoded at once"
+)]
 pub enum ReplyBody {
     /// `MakeSandbox`, `Signal`, `KillAll`, `Delete`, `Shutdown`.
     Done,
@@ -150,6 +162,12 @@ pub enum ShimError {
     /// The kernel refused.
     #[error("{0}")]
     Kernel(String),
+}
+
+impl From<KernelError> for ShimError {
+    fn from(error: KernelError) -> Self {
+        Self::Kernel(error.to_string())
+    }
 }
 
 /// Something that happened.

@@ -5,7 +5,7 @@
 
 use std::time::{Duration, Instant};
 
-use skiff_sys::{KernelError, RunError, SandboxConfig, process};
+use skiff_sys::{RunError, SandboxConfig, process};
 
 use crate::operation::{Asker, Operation, Outcome, Purpose};
 use crate::output::Output;
@@ -21,10 +21,6 @@ const MAX_CONTAINERS: usize = 64;
 const MAX_RUN_TIMEOUT: Duration = Duration::from_secs(600);
 
 type Answer = Result<Option<ReplyBody>, ShimError>;
-
-fn kernel(error: KernelError) -> ShimError {
-    ShimError::Kernel(error.to_string())
-}
 
 impl Server {
     /// Does what can be done at once, and begins what cannot.
@@ -62,7 +58,7 @@ impl Server {
         let file = self.pod_dir.join(SANDBOX_FILE);
         pod::store(&file, &config)
             .map_err(|error| ShimError::Sandbox(format!("{}: {error}", file.display())))?;
-        let operation = Operation::make_sandbox(config, &self.cgroups, asker).map_err(kernel)?;
+        let operation = Operation::make_sandbox(config, &self.cgroups, asker)?;
         self.operations.push(operation);
         Ok(None)
     }
@@ -99,7 +95,7 @@ impl Server {
         let made = Output::create(&dir, attempt, log.capacity, config.user.uid);
         let (output, stdio) = made.map_err(|error| ShimError::Kernel(error.to_string()))?;
         let timeout = Duration::from_millis(timeout_ms).min(MAX_RUN_TIMEOUT);
-        let operation = Operation::run(&config, stdio, &self.cgroups, timeout, asker).map_err(kernel)?;
+        let operation = Operation::run(&config, stdio, &self.cgroups, timeout, asker)?;
         self.operations.push(operation);
         let container = Container {
             name,
@@ -120,7 +116,7 @@ impl Server {
             .ok_or_else(|| ShimError::NotFound(id.to_owned()))?;
         match &container.life {
             // It has not been waited for, so its number still names it, even if it has just ended.
-            Life::Running { process, .. } => process::kill(process.pid, signal).map_err(kernel)?,
+            Life::Running { process, .. } => process::kill(process.pid, signal)?,
             Life::Starting => return Err(wrong_state(id, "is still being started")),
             Life::Exited(_) => return Err(wrong_state(id, "has exited")),
         }
@@ -138,9 +134,7 @@ impl Server {
             .iter()
             .filter(|(name, _)| id.is_none_or(|id| id == *name));
         for (_, container) in chosen {
-            self.cgroups
-                .kill_once(&container.remains.cgroup_path)
-                .map_err(kernel)?;
+            self.cgroups.kill_once(&container.remains.cgroup_path)?;
         }
         Ok(Some(ReplyBody::Done))
     }
@@ -163,7 +157,7 @@ impl Server {
             &self.cgroups,
             asker,
         );
-        self.operations.push(operation.map_err(kernel)?);
+        self.operations.push(operation?);
         Ok(None)
     }
 
@@ -201,7 +195,7 @@ impl Server {
             .collect();
         let exits = self.pod_dir.join(EXIT_DIR);
         let operation = Operation::shut_down(&remains, self.sandbox.as_ref(), &exits, &self.cgroups, asker);
-        self.operations.push(operation.map_err(kernel)?);
+        self.operations.push(operation?);
         Ok(None)
     }
 
@@ -232,7 +226,7 @@ impl Server {
             }
             (Purpose::Run { container, timeout }, outcome) => {
                 let error = self.why_not_started(&container, timeout, outcome);
-                self.undo(asker, container, error)
+                self.undo(asker, &container, error)
             }
             (Purpose::Undo { container, error }, _) => {
                 // What could not be removed stays in the Pod's cgroup and directory, and goes with the sandbox.
@@ -246,7 +240,7 @@ impl Server {
             }
             (Purpose::Delete { .. }, outcome) => Err(ShimError::Kernel(describe(outcome))),
             (Purpose::MakeSandbox(config), Outcome::Done) => {
-                self.sandbox = Some(config);
+                self.sandbox = Some(*config);
                 Ok(Some(ReplyBody::Done))
             }
             (Purpose::Shutdown, Outcome::Done) => {
@@ -299,15 +293,15 @@ impl Server {
     }
 
     /// Removes what a failed start has left; the error is told after that, so that a retry finds nothing in its way.
-    fn undo(&mut self, asker: Asker, container: String, error: RunError) -> Answer {
+    fn undo(&mut self, asker: Asker, container: &str, error: RunError) -> Answer {
         let remains: Vec<_> = self
             .containers
-            .get(&container)
+            .get(container)
             .map(|c| c.remains.clone())
             .into_iter()
             .collect();
         let purpose = Purpose::Undo {
-            container: container.clone(),
+            container: container.to_owned(),
             error: error.clone(),
         };
         match Operation::remove(purpose, &remains, &self.cgroups, asker) {
@@ -316,7 +310,7 @@ impl Server {
                 Ok(None)
             }
             Err(_) => {
-                self.containers.remove(&container);
+                self.containers.remove(container);
                 Err(ShimError::Run(error))
             }
         }

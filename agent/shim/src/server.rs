@@ -277,6 +277,8 @@ impl Server {
                 });
             match running {
                 Some((id, started_at)) => self.exited(&id, started_at, ended),
+                // An operation's own end is of no interest: its report is.
+                None if self.operations.iter().any(|operation| operation.pid() == pid) => {}
                 // It may be the first process of a container whose start is not reported yet.
                 None if !self.operations.is_empty() && self.stray_exits.len() < MAX_STRAY_EXITS => {
                     self.stray_exits.push((pid, ended));

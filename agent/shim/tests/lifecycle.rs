@@ -196,35 +196,36 @@ fn out_of_memory_is_told() {
 #[test]
 fn too_little_memory_to_start_is_an_error_and_not_a_hang() {
     let mut pod = Pod::sandboxed(6);
-    for kib in [4, 64, 256, 512, 1024] {
+    let mut refused = 0;
+    for kib in [4, 64, 256, 512, 1024, 4096] {
         let mut config = pod.shell("app", "true");
         config.resources.memory_bytes = Some(kib << 10);
         let begun = Instant::now();
         match pod.run_attempt(config, 0, Duration::from_secs(5)) {
             Err(error) => {
                 let error = run_error(error);
-                eprintln!("{kib} KiB after {:?}: {error}", begun.elapsed());
+                let expected = format!("the memory limit of {} bytes is too small to start", kib << 10);
+                assert!(error.to_string().contains(&expected), "{error}");
+                refused += 1;
             }
-            // Enough after all, on this kernel.
             Ok(_) => {
+                // Enough to be executed; whether it is enough to run is another matter.
                 let exit = pod.exit();
-                eprintln!("{kib} KiB after {:?}: {exit:?}", begun.elapsed());
+                assert!(exit.exit_code == 0 || exit.oom_killed, "{exit:?}");
                 pod.call(RequestBody::Delete {
                     container: "app".into(),
                 })
                 .unwrap();
             }
         }
-        assert!(begun.elapsed() < Duration::from_secs(20));
+        assert!(
+            begun.elapsed() < Duration::from_secs(10),
+            "{kib} KiB: {:?}",
+            begun.elapsed()
+        );
         assert!(pod.state().containers.is_empty());
     }
-    let mut config = pod.shell("app", "true");
-    config.resources.memory_bytes = Some(4 << 10);
-    let error = run_error(pod.run(config).unwrap_err());
-    assert!(
-        matches!(error, RunError::OutOfMemory { limit: 4096, .. }),
-        "{error:?}"
-    );
+    assert!(refused > 0, "4 KiB are not enough on any kernel");
     pod.shut_down();
 }
 

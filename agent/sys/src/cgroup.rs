@@ -129,6 +129,21 @@ impl Cgroups {
         self.root.join("cpu,cpuacct")
     }
 
+    /// What a container sees of its own cgroup: each directory on the host, and where it belongs under `/sys/fs/cgroup`.
+    #[must_use]
+    pub fn view(&self, path: &str) -> Vec<(PathBuf, PathBuf)> {
+        let root = Path::new(ROOT);
+        match self.version {
+            Version::V2 => vec![(self.root.join(path), root.to_owned())],
+            Version::V1 | Version::Hybrid => {
+                let shown = V1_JOINED.iter().filter(|name| self.controllers.contains(**name));
+                shown
+                    .map(|name| (self.dir(name, path), root.join(name)))
+                    .collect()
+            }
+        }
+    }
+
     /// Makes the cgroup under which everything of ours lives, with its own budget.
     ///
     /// # Errors
@@ -425,7 +440,7 @@ impl Cgroups {
             loop {
                 match remove_tree(&dir) {
                     Err(error) if error.is(libc::EBUSY) && Instant::now() < deadline => {
-                        std::thread::sleep(POLL)
+                        std::thread::sleep(POLL);
                     }
                     result => break result?,
                 }

@@ -9,6 +9,7 @@ pub mod cgroup;
 pub mod config;
 pub mod container;
 pub mod devices;
+pub mod doctor;
 mod error;
 pub mod fs;
 pub mod mount;

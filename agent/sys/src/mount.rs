@@ -276,7 +276,7 @@ mod tests {
         };
         // The working directory of the test process is restored for whoever runs next to it.
         tmpfs_free(&config, |merged| {
-            assert_eq!(fs::read_to_string(merged.join("top")).unwrap(), "39")
+            assert_eq!(fs::read_to_string(merged.join("top")).unwrap(), "39");
         });
     }
 

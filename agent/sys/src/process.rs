@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use nix::fcntl::OFlag;
 use nix::poll::{PollFd, PollFlags, PollTimeout};
-use nix::sys::signal::{SigHandler, SigSet, SigmaskHow, Signal, signal, sigprocmask};
+use nix::sys::signal::{SigSet, SigmaskHow, sigprocmask};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::{ForkResult, Pid};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
@@ -138,9 +138,11 @@ pub fn fork_child<T: Serialize>(work: impl FnOnce() -> T) -> Result<Child> {
 
 fn run_child<T: Serialize>(work: impl FnOnce() -> T, sender: OwnedFd) -> i32 {
     let _ = sigprocmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::empty()), None);
-    // Rust programs ignore SIGPIPE, and `execve` would hand that down to a container.
-    // SAFETY: no handler is installed, only the default disposition.
-    let _ = unsafe { signal(Signal::SIGPIPE, SigHandler::SigDfl) };
+    // Rust programs ignore SIGPIPE, whoever started the agent may ignore more, and `execve` hands all that down.
+    for number in 1..=31 {
+        // SAFETY: no handler is installed, only the default disposition. It fails for SIGKILL and SIGSTOP.
+        unsafe { libc::signal(number, libc::SIG_DFL) };
+    }
     let Ok(report) = postcard::to_extend(&work(), Vec::new()) else {
         return 1;
     };
@@ -369,7 +371,7 @@ pub fn boot_ns() -> u64 {
 fn clock(id: nix::time::ClockId) -> i64 {
     // Both clocks exist on every kernel we run on; 0 is what an unset clock shows as well.
     id.now().map_or(0, |time| {
-        time.tv_sec() as i64 * 1_000_000_000 + time.tv_nsec() as i64
+        i64::try_from(Duration::from(time).as_nanos()).unwrap_or(i64::MAX)
     })
 }
 

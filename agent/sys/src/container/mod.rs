@@ -193,12 +193,17 @@ fn prepare(config: &ContainerConfig, privileges: &Privileges, cgroups: &Cgroups)
     // libcontainer would keep descriptors open for the container that systemd has passed to the agent.
     // SAFETY: this process was forked for this operation and has one thread.
     unsafe { std::env::remove_var("LISTEN_FDS") };
-    // The cgroup is made before, so that its counters can be watched while libcontainer works.
-    cgroups.create(&config.cgroup_path, &Limits::default())?;
+    // The cgroup is made before, so that its counters can be watched while libcontainer works; and with its memory limit,
+    // because a v1 kernel refuses a limit below what is used already, instead of saying that memory ran out.
+    let memory = Limits {
+        memory_bytes: config.resources.memory_bytes,
+        ..Limits::default()
+    };
+    cgroups.create(&config.cgroup_path, &memory)?;
     for directory in [&config.state_root, &config.bundle] {
         fs::create_dir_all(directory).doing_path("make", directory)?;
     }
-    let document = spec::document(config, privileges.until_filter, cgroups.version() == Version::V2);
+    let document = spec::document(config, privileges.until_filter, cgroups);
     let file = config.bundle.join("config.json");
     fs::write(&file, document.to_string()).doing_path("write", &file)
 }
@@ -223,7 +228,7 @@ fn build(
 
 /// The error with the innermost lines of libcontainer's account, where the kernel's word is.
 fn reason(trace: &Trace, error: &LibcontainerError) -> String {
-    let lines: Vec<String> = trace.lines().into_iter().take(MAX_REASONS).collect();
+    let lines: Vec<String> = trace.errors().take(MAX_REASONS).collect();
     if lines.is_empty() {
         error.to_string()
     } else {

@@ -177,7 +177,7 @@ fn describe(errno: Errno, path: &str) -> Failure {
         }
         Ok(file) if errno == Errno::EACCES && file.is_dir() => reason.push_str(" (it is a directory)"),
         Ok(file) if errno == Errno::EACCES && file.mode() & 0o111 == 0 => {
-            reason.push_str(" (it is not executable)")
+            reason.push_str(" (it is not executable)");
         }
         _ => {}
     }

@@ -8,6 +8,7 @@ use std::path::Path;
 use serde_json::{Value, json};
 
 use crate::cap;
+use crate::cgroup::{Cgroups, ROOT, Version};
 use crate::config::{ContainerConfig, Mount, MountKind};
 use crate::devices;
 
@@ -43,12 +44,12 @@ const MAX_DEVICES: usize = 1024;
 const SHM_OPTION: &str = "size=65536k";
 
 /// The whole document. `capabilities` is what libcontainer leaves the process with, which may be more than the container is
-/// to have: see [`super::payload`].
-pub(super) fn document(config: &ContainerConfig, capabilities: u64, cgroup_namespace: bool) -> Value {
+/// to have: see [`super::payload`]. `cgroups` are the host's directories that it sees of its own cgroup, and where.
+pub(super) fn document(config: &ContainerConfig, capabilities: u64, cgroups: &Cgroups) -> Value {
     let names = cap::names(capabilities);
     let mut linux = json!({
         "cgroupsPath": format!("/{}", config.cgroup_path.trim_start_matches('/')),
-        "namespaces": namespaces(config, cgroup_namespace),
+        "namespaces": namespaces(config, cgroups.version() == Version::V2),
         "resources": resources(config),
     });
     if config.privileged {
@@ -65,7 +66,7 @@ pub(super) fn document(config: &ContainerConfig, capabilities: u64, cgroup_names
     json!({
         "ociVersion": "1.0.2",
         "root": {"path": config.rootfs.merged, "readonly": config.read_only_root},
-        "mounts": mounts(config),
+        "mounts": mounts(config, cgroups),
         "process": {
             "terminal": false,
             "user": {
@@ -131,7 +132,7 @@ fn resources(config: &ContainerConfig) -> Value {
     resources
 }
 
-fn mounts(config: &ContainerConfig) -> Vec<Value> {
+fn mounts(config: &ContainerConfig, cgroups: &Cgroups) -> Vec<Value> {
     let default = |destination: &str, kind: &str, options: &[&str]| {
         (
             destination.to_owned(),
@@ -164,7 +165,6 @@ fn mounts(config: &ContainerConfig) -> Vec<Value> {
         ),
         default("/dev/mqueue", "mqueue", &["nosuid", "noexec", "nodev"]),
         default("/sys", "sysfs", sys),
-        default("/sys/fs/cgroup", "cgroup", &[sys, &["relatime"]].concat()),
     ];
     all.push(match &config.namespaces.shm {
         Some(shm) => (
@@ -173,6 +173,7 @@ fn mounts(config: &ContainerConfig) -> Vec<Value> {
         ),
         None => default("/dev/shm", "tmpfs", &["nosuid", "noexec", "nodev", "mode=1777", SHM_OPTION]),
     });
+    all.extend(cgroup_mounts(config, cgroups));
     let named = |destination: &str| {
         config
             .mounts
@@ -188,6 +189,26 @@ fn mounts(config: &ContainerConfig) -> Vec<Value> {
     );
     all.sort_by_key(|(destination, _)| Path::new(destination).components().count());
     all.into_iter().map(|(_, mount)| mount).collect()
+}
+
+/// The container's own cgroup, bound read-only. libcontainer's mount of type `cgroup` is not used: on v1 it ignores `ro`, and
+/// root in a container could lift its own limits.
+fn cgroup_mounts(config: &ContainerConfig, cgroups: &Cgroups) -> Vec<(String, Value)> {
+    let mut options = vec!["rbind", "nosuid", "noexec", "nodev"];
+    if !config.privileged {
+        options.push("ro");
+    }
+    let mut mounts = Vec::new();
+    if cgroups.version() != Version::V2 {
+        let options = ["nosuid", "noexec", "nodev", "mode=755", "size=4k"];
+        let tmpfs = json!({"destination": ROOT, "type": "tmpfs", "source": "tmpfs", "options": options});
+        mounts.push((ROOT.to_owned(), tmpfs));
+    }
+    for (source, destination) in cgroups.view(&config.cgroup_path) {
+        let mount = json!({"destination": destination, "type": "bind", "source": source, "options": options});
+        mounts.push((destination.to_string_lossy().into_owned(), mount));
+    }
+    mounts
 }
 
 fn to_oci(mount: &Mount) -> Value {

@@ -40,7 +40,8 @@ fn config() -> ContainerConfig {
 }
 
 fn document_of(config: &ContainerConfig) -> Value {
-    let document = document(config, cap::parse(&config.capabilities).unwrap(), false);
+    let cgroups = Cgroups::detect(Path::new(ROOT)).unwrap();
+    let document = document(config, cap::parse(&config.capabilities).unwrap(), &cgroups);
     // What we write must be what libcontainer's own types read.
     serde_json::from_value::<oci_spec::runtime::Spec>(document.clone()).unwrap();
     document
@@ -73,6 +74,14 @@ fn a_plain_container_is_confined() {
         document["linux"]["maskedPaths"].as_array().unwrap().len(),
         MASKED.len()
     );
+    let shown =
+        document["mounts"].as_array().unwrap().iter().filter(|mount| {
+            mount["type"] == "bind" && mount["destination"].as_str().unwrap().starts_with(ROOT)
+        });
+    let all_read_only = shown
+        .inspect(|mount| assert!(mount["options"].as_array().unwrap().contains(&"ro".into())))
+        .count();
+    assert!(all_read_only > 0, "the container sees its own cgroup");
     let namespaces = json!([{"type": "mount"}, {"type": "pid"}, {"type": "network", "path": "/ns/net"}]);
     assert_eq!(document["linux"]["namespaces"], namespaces);
     assert_eq!(

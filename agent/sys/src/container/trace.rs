@@ -27,19 +27,23 @@ pub(super) struct Trace {
 }
 
 impl Trace {
-    /// Lines of errors, the first (innermost) first, without those that repeat an earlier one's cause.
-    pub(super) fn lines(&self) -> Vec<String> {
+    /// What errors said, the first (innermost) first.
+    pub(super) fn errors(&self) -> impl Iterator<Item = String> {
+        self.lines().into_iter().filter(|line| line != OUT_OF_MEMORY)
+    }
+
+    /// Whether the kernel had killed processes of the container for want of memory by the time of the last error.
+    pub(super) fn out_of_memory(&self) -> bool {
+        self.lines().iter().any(|line| line == OUT_OF_MEMORY)
+    }
+
+    fn lines(&self) -> Vec<String> {
         let mut bytes = vec![0; MAX_BYTES as usize];
         let n = self.file.read_at(&mut bytes, 0).unwrap_or(0);
         String::from_utf8_lossy(&bytes[..n])
             .lines()
             .map(str::to_owned)
             .collect()
-    }
-
-    /// Whether the kernel had killed processes of the container for want of memory by the time of the last error.
-    pub(super) fn out_of_memory(&self) -> bool {
-        self.lines().iter().any(|line| line == OUT_OF_MEMORY)
     }
 }
 

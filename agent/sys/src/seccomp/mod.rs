@@ -137,7 +137,7 @@ fn gap(first: u32, end: u32, push: &mut impl FnMut(u32, Verdict)) {
         assert!(
             NEWEST < X32,
             "x32 calls are above the newest, so they answer ENOSYS"
-        )
+        );
     };
     if first <= NEWEST {
         push(first, Verdict::Return(errno(libc::EPERM)));
