@@ -78,7 +78,7 @@ fn check_usual(store: &Path, reference: &str) {
         uid: 1000,
         gid: 1000,
         additional_gids: vec![29, 44],
-        home: "/home/app".to_owned(),
+        home: "/var/lib/app".to_owned(),
     };
     assert_eq!(image.resolve_user(&config.user).unwrap(), user);
     assert_eq!(store.list().unwrap().len(), 1);

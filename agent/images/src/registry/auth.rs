@@ -116,8 +116,8 @@ pub(crate) fn encode(text: &str) -> String {
 mod tests {
     use super::*;
 
-    fn check(headers: &[&str], expected: Option<Challenge>) {
-        assert_eq!(choose(headers.iter().copied()), expected, "{headers:?}");
+    fn check(headers: &[&str], expected: &Option<Challenge>) {
+        assert_eq!(&choose(headers.iter().copied()), expected, "{headers:?}");
     }
 
     fn bearer(realm: &str, service: Option<&str>, scope: Option<&str>) -> Option<Challenge> {
@@ -137,25 +137,25 @@ mod tests {
             Some("registry.example"),
             Some("repository:a/b:pull,push"),
         );
-        check(&[hub], expected.clone());
-        check(&["Basic realm=\"x\"", hub], expected);
+        check(&[hub], &expected);
+        check(&["Basic realm=\"x\"", hub], &expected);
         check(
             &[r#"Basic realm="x", Bearer realm=https://t.example"#],
-            bearer("https://t.example", None, None),
+            &bearer("https://t.example", None, None),
         );
         check(
             &[r#"bearer realm="a\"b", error = "invalid_token""#],
-            bearer("a\"b", None, None),
+            &bearer("a\"b", None, None),
         );
-        check(&["BASIC"], Some(Challenge::Basic));
-        check(&["Negotiate"], None);
-        check(&["Bearer service=\"no realm\""], None);
+        check(&["BASIC"], &Some(Challenge::Basic));
+        check(&["Negotiate"], &None);
+        check(&["Bearer service=\"no realm\""], &None);
         check(
             &["Bearer realm=\"unterminated"],
-            bearer("unterminated", None, None),
+            &bearer("unterminated", None, None),
         );
-        check(&["=,=,", ""], None);
-        check(&[], None);
+        check(&["=,=,", ""], &None);
+        check(&[], &None);
     }
 
     #[test]
