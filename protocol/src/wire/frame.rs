@@ -81,7 +81,7 @@ impl<'a> Frame<'a> {
                 let id = u32::from_le_bytes([header[0], header[1], header[2], header[3]]);
                 let index = u16::from_le_bytes([header[4], header[5]]);
                 let count = u16::from_le_bytes([header[6], header[7]]);
-                let last = index + 1 == count;
+                let last = index.checked_add(1) == Some(count);
                 let bound = limits::MESSAGE.div_ceil(limits::CHUNK);
                 if index >= count || usize::from(count) > bound || bytes.is_empty() {
                     return Err(Unreadable::Malformed);
