@@ -85,7 +85,7 @@ pub fn set_condition(object: &mut Value, kind: &str, status: &str, reason: &str,
 
 impl Call<'_> {
     /// POST of a Binding to `pods/NAME/binding`.
-    pub async fn bind(&self, binding: &Value) -> ApiResult<Reply> {
+    pub(crate) async fn bind(&self, binding: &Value) -> ApiResult<Reply> {
         let text = |pointer: &str| {
             binding
                 .pointer(pointer)

@@ -175,7 +175,7 @@ impl Call<'_> {
     }
 
     /// DELETE of one object.
-    pub async fn delete(&self, body: &Value) -> ApiResult<Reply> {
+    pub(crate) async fn delete(&self, body: &Value) -> ApiResult<Reply> {
         let (options, dry_run) = self.delete_options(body)?;
         let (resource, key) = (self.resource(), self.key());
         if dry_run {
@@ -196,7 +196,7 @@ impl Call<'_> {
     }
 
     /// DELETE of a collection: what matched when the request came.
-    pub async fn delete_collection(&self, body: &Value) -> ApiResult<Reply> {
+    pub(crate) async fn delete_collection(&self, body: &Value) -> ApiResult<Reply> {
         let (options, dry_run) = self.delete_options(body)?;
         let selector = self.selector()?;
         let page = self.page(&selector, usize::MAX, None).await?;

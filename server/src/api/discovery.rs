@@ -17,7 +17,7 @@ use super::status::{ApiError, ApiResult};
 const KUBERNETES: (&str, &str) = ("1", "33");
 
 /// GET /version.
-pub fn version() -> Value {
+pub(crate) fn version() -> Value {
     let (major, minor) = KUBERNETES;
     json!({
         "major": major, "minor": minor,
@@ -28,7 +28,7 @@ pub fn version() -> Value {
 }
 
 /// The (group, version) pairs, the core group first.
-pub fn versions() -> BTreeSet<(&'static str, &'static str)> {
+pub(crate) fn versions() -> BTreeSet<(&'static str, &'static str)> {
     RESOURCES.iter().map(|row| (row.group, row.version)).collect()
 }
 
@@ -39,7 +39,7 @@ fn rows(group: &str, version: &str) -> impl Iterator<Item = &'static Resource> {
 }
 
 /// Answers a path of discovery; nothing when the path is none.
-pub fn answer(path: &str, headers: &HeaderMap) -> Option<Value> {
+pub(crate) fn answer(path: &str, headers: &HeaderMap) -> Option<Value> {
     let parts: Vec<&str> = path.trim_matches('/').split('/').collect();
     match parts.as_slice() {
         ["api"] => Some(match aggregated(headers) {
@@ -157,7 +157,7 @@ fn aggregated(headers: &HeaderMap) -> Option<&'static str> {
 }
 
 /// The media type of an answer to a path of discovery.
-pub fn media_type(path: &str, headers: &HeaderMap) -> String {
+pub(crate) fn media_type(path: &str, headers: &HeaderMap) -> String {
     match aggregated(headers).filter(|_| matches!(path.trim_matches('/'), "api" | "apis")) {
         Some(version) => {
             format!("application/json;g=apidiscovery.k8s.io;v={version};as=APIGroupDiscoveryList")
@@ -229,14 +229,14 @@ const REVIEWS: [Review; 2] = [
 ];
 
 /// Whether the path is that of a review.
-pub fn is_review(path: &str) -> bool {
+pub(crate) fn is_review(path: &str) -> bool {
     REVIEWS
         .iter()
         .any(|review| path == format!("/apis/{}/v1/{}", review.group, review.plural))
 }
 
 /// Answers a review.
-pub fn review(path: &str, body: &Value, identity: &Identity) -> ApiResult<Reply> {
+pub(crate) fn review(path: &str, body: &Value, identity: &Identity) -> ApiResult<Reply> {
     let review = REVIEWS
         .iter()
         .find(|review| path.ends_with(review.plural))

@@ -74,7 +74,7 @@ async fn dispatch(state: &ApiState, request: Request) -> ApiResult<Response<Body
         if parts.method != Method::POST {
             return Err(ApiError::method_not_allowed());
         }
-        let body = request::json(&parts.headers, body).await?;
+        let body = request::object(&parts.headers, body).await?;
         return Ok(discovery::review(path, &body, identity)?.into_response());
     }
     if let Some(response) = documents(&parts, path) {
@@ -175,7 +175,7 @@ fn documents(parts: &axum::http::request::Parts, path: &str) -> Option<ApiResult
         "/openapi/v3" => json(openapi::v3_index()),
         "/openapi/v2" => {
             let mut response = Response::new(Body::from(openapi::v2()));
-            let media_type = "application/com.github.proto-openapi.spec.v2@v1.0+protobuf";
+            let media_type = "application/com.github.proto-openapi.spec.v2.v1.0+protobuf";
             response
                 .headers_mut()
                 .insert(header::CONTENT_TYPE, HeaderValue::from_static(media_type));
@@ -211,15 +211,15 @@ async fn run(
     let reply = match (verb, call.target.subresource.as_deref()) {
         (Verb::Get, Some("log")) => return call.logs().await,
         (Verb::Watch, _) => return call.watch().await,
-        (Verb::Create, Some("binding")) => call.bind(&request::json(headers, body).await?).await?,
+        (Verb::Create, Some("binding")) => call.bind(&request::object(headers, body).await?).await?,
         (Verb::Get, _) => call.get().await?,
         (Verb::List, _) => call.list().await?,
-        (Verb::Create, _) => call.create(request::json(headers, body).await?).await?,
-        (Verb::Update, _) => call.update(request::json(headers, body).await?).await?,
+        (Verb::Create, _) => call.create(request::object(headers, body).await?).await?,
+        (Verb::Update, _) => call.update(request::object(headers, body).await?).await?,
         (Verb::Patch, _) => call.patch(headers, &request::patch(body).await?).await?,
-        (Verb::Delete, _) => call.delete(&request::optional_json(headers, body).await?).await?,
+        (Verb::Delete, _) => call.delete(&request::optional(headers, body).await?).await?,
         (Verb::DeleteCollection, _) => {
-            call.delete_collection(&request::optional_json(headers, body).await?)
+            call.delete_collection(&request::optional(headers, body).await?)
                 .await?
         }
     };

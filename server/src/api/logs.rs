@@ -19,7 +19,7 @@ const DEFAULT_CONTAINER: &str = "kubectl.kubernetes.io/default-container";
 
 impl Call<'_> {
     /// GET of `pods/NAME/log`.
-    pub async fn logs(&self) -> ApiResult<Response<Body>> {
+    pub(crate) async fn logs(&self) -> ApiResult<Response<Body>> {
         let pod = self.stored().await?;
         let options = self.log_options(&pod.value)?;
         let node = pod

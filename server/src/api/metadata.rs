@@ -30,7 +30,7 @@ const OWNED: [&str; 3] = ["uid", "creationTimestamp", "resourceVersion"];
 const DELETION: [&str; 2] = ["deletionTimestamp", "deletionGracePeriodSeconds"];
 
 /// A text inside the metadata, empty when absent.
-pub fn text<'a>(object: &'a Value, field: &str) -> &'a str {
+pub(crate) fn text<'a>(object: &'a Value, field: &str) -> &'a str {
     object
         .get("metadata")
         .and_then(|metadata| metadata.get(field))
@@ -39,18 +39,18 @@ pub fn text<'a>(object: &'a Value, field: &str) -> &'a str {
 }
 
 /// Whether a deletion of the object has begun.
-pub fn is_deleting(object: &Value) -> bool {
+pub(crate) fn is_deleting(object: &Value) -> bool {
     !text(object, "deletionTimestamp").is_empty()
 }
 
 /// Whether somebody still holds the object back.
-pub fn has_finalizers(object: &Value) -> bool {
+pub(crate) fn has_finalizers(object: &Value) -> bool {
     let finalizers = object.pointer("/metadata/finalizers").and_then(Value::as_array);
     finalizers.is_some_and(|finalizers| !finalizers.is_empty())
 }
 
 /// The metadata, made when it is missing.
-pub fn of(object: &mut Value) -> ApiResult<&mut Map<String, Value>> {
+pub(crate) fn of(object: &mut Value) -> ApiResult<&mut Map<String, Value>> {
     let Value::Object(object) = object else {
         return Err(ApiError::bad_request("the body is not a JSON object"));
     };
@@ -66,7 +66,7 @@ pub fn of(object: &mut Value) -> ApiResult<&mut Map<String, Value>> {
 }
 
 /// Prepares the metadata of a new object; gives back its name, drawn when only `generateName` is set.
-pub fn prepare_create(resource: &Resource, namespace: &str, object: &mut Value) -> ApiResult<String> {
+pub(crate) fn prepare_create(resource: &Resource, namespace: &str, object: &mut Value) -> ApiResult<String> {
     let metadata = of(object)?;
     let version = metadata.get("resourceVersion").and_then(Value::as_str);
     if version.is_some_and(|version| !version.is_empty() && version != "0") {
@@ -126,7 +126,7 @@ fn set_namespace(resource: &Resource, namespace: &str, metadata: &mut Map<String
 }
 
 /// Prepares the metadata of an object that replaces `old`; gives back the revision that the client saw, if it says so.
-pub fn prepare_update(
+pub(crate) fn prepare_update(
     resource: &Resource,
     namespace: &str,
     name: &str,
@@ -187,7 +187,7 @@ fn generate(prefix: &str) -> ApiResult<String> {
 }
 
 /// What is wrong with the metadata.
-pub fn check(resource: &Resource, object: &Value) -> Vec<Cause> {
+pub(crate) fn check(resource: &Resource, object: &Value) -> Vec<Cause> {
     let mut causes = Vec::new();
     let name = text(object, "name");
     let (fits, bound, why) = match resource.names {

@@ -21,6 +21,7 @@ mod metadata;
 pub mod nodes;
 mod openapi;
 mod patch;
+mod protobuf;
 mod reply;
 mod request;
 pub mod resources;

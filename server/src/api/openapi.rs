@@ -2,7 +2,7 @@
 //!
 //! What always holds: a document claims nothing but which paths there are, what kind they are about and which
 //! parameters they take. That is what `kubectl` reads to leave validation and dry runs to the server, which knows the
-//! fields; schemas of kinds are not part of it.
+//! fields; schemas name only what all kinds have.
 
 use std::collections::BTreeMap;
 
@@ -86,7 +86,7 @@ fn paths(row: &Resource) -> BTreeMap<String, Vec<Verb>> {
 }
 
 /// GET /openapi/v3: where the documents of the groups are.
-pub fn v3_index() -> Value {
+pub(crate) fn v3_index() -> Value {
     let mut paths = serde_json::Map::new();
     for (group, version) in versions() {
         let name = name(group, version);
@@ -106,7 +106,7 @@ fn name(group: &str, version: &str) -> String {
 }
 
 /// GET /openapi/v3/NAME: the document of one group.
-pub fn v3(wanted: &str) -> Option<Value> {
+pub(crate) fn v3(wanted: &str) -> Option<Value> {
     let (group, version) = versions()
         .into_iter()
         .find(|(group, version)| name(group, version) == wanted)?;
@@ -129,11 +129,33 @@ pub fn v3(wanted: &str) -> Option<Value> {
             documented.insert(path, Value::Object(item));
         }
     }
+    let rows = RESOURCES
+        .iter()
+        .filter(|row| row.group == group && row.version == version);
+    let schemas: serde_json::Map<String, Value> = rows.map(schema).collect();
     Some(json!({
         "openapi": "3.0.0",
         "info": { "title": "Skiff", "version": env!("CARGO_PKG_VERSION") },
         "paths": documented,
+        "components": { "schemas": schemas },
     }))
+}
+
+/// What all kinds have in common; the fields of each are the server's to check.
+fn schema(row: &Resource) -> (String, Value) {
+    let group = if row.group.is_empty() { "core" } else { row.group };
+    let schema = json!({
+        "type": "object",
+        "description": format!("{} as in Kubernetes. Its fields are checked when it is applied.", row.kind),
+        "properties": {
+            "apiVersion": { "type": "string", "description": "The version of the schema." },
+            "kind": { "type": "string", "description": "The kind of the object." },
+            "metadata": { "type": "object", "description": "The object's name, labels and annotations." },
+        },
+        "x-kubernetes-preserve-unknown-fields": true,
+        "x-kubernetes-group-version-kind": [{ "group": row.group, "version": row.version, "kind": row.kind }],
+    });
+    (format!("{group}.{}.{}", row.version, row.kind), schema)
 }
 
 fn v3_operation(row: &Resource, operation: &Operation) -> Value {
@@ -151,7 +173,7 @@ fn v3_operation(row: &Resource, operation: &Operation) -> Value {
 }
 
 /// GET /openapi/v2: the same as protobuf (`openapi.v2.Document` of gnostic), which is all that old clients ask for.
-pub fn v2() -> Vec<u8> {
+pub(crate) fn v2() -> Vec<u8> {
     let mut paths = Vec::new();
     for row in RESOURCES {
         for (path, verbs) in self::paths(row) {

@@ -13,7 +13,7 @@ use super::table;
 
 /// An answer with a JSON body.
 #[derive(Debug)]
-pub struct Reply {
+pub(crate) struct Reply {
     /// The HTTP status code.
     pub code: u16,
     /// The body.
@@ -24,7 +24,7 @@ pub struct Reply {
 
 impl Reply {
     /// 200.
-    pub fn ok(body: Value) -> Self {
+    pub(crate) fn ok(body: Value) -> Self {
         Self {
             code: 200,
             body,
@@ -33,7 +33,7 @@ impl Reply {
     }
 
     /// The HTTP answer.
-    pub fn into_response(self) -> Response<Body> {
+    pub(crate) fn into_response(self) -> Response<Body> {
         let mut response = Response::new(Body::from(format!("{}\n", self.body)));
         *response.status_mut() = StatusCode::from_u16(self.code).unwrap_or(StatusCode::OK);
         let headers = response.headers_mut();
@@ -76,7 +76,7 @@ fn quote(text: &str) -> String {
 }
 
 /// The object with its apiVersion and kind.
-pub fn typed(resource: &Resource, value: &Value) -> Value {
+pub(crate) fn typed(resource: &Resource, value: &Value) -> Value {
     let mut value = value.clone();
     if let Value::Object(object) = &mut value {
         object.insert("apiVersion".into(), resource.api_version().into());
@@ -86,7 +86,7 @@ pub fn typed(resource: &Resource, value: &Value) -> Value {
 }
 
 /// One object in the form asked for.
-pub fn object(resource: &Resource, form: &Form, value: &Value) -> Value {
+pub(crate) fn object(resource: &Resource, form: &Form, value: &Value) -> Value {
     match form {
         Form::Object => typed(resource, value),
         Form::Partial => table::partial(value),
@@ -106,7 +106,7 @@ pub fn object(resource: &Resource, form: &Form, value: &Value) -> Value {
 }
 
 /// A list in the form asked for.
-pub fn list(
+pub(crate) fn list(
     resource: &Resource,
     form: &Form,
     values: &[Value],

@@ -10,15 +10,15 @@ use serde_json::Value;
 
 use super::status::{ApiError, ApiResult};
 use super::table::Include;
-use super::{limits, patch};
+use super::{limits, patch, protobuf};
 
 /// The parameters of a request.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Query(BTreeMap<String, String>);
+pub(crate) struct Query(BTreeMap<String, String>);
 
 impl Query {
     /// Parses the part of a URL after its question mark; of repeated parameters the first counts, as in Kubernetes.
-    pub fn parse(query: &str) -> Self {
+    pub(crate) fn parse(query: &str) -> Self {
         let mut parameters = BTreeMap::new();
         for (name, value) in form_urlencoded::parse(query.as_bytes()) {
             parameters
@@ -29,7 +29,7 @@ impl Query {
     }
 
     /// A parameter that is there and not empty.
-    pub fn get(&self, name: &str) -> Option<&str> {
+    pub(crate) fn get(&self, name: &str) -> Option<&str> {
         self.0
             .get(name)
             .map(String::as_str)
@@ -37,7 +37,7 @@ impl Query {
     }
 
     /// A switch: `true` or `1`; absent is off.
-    pub fn flag(&self, name: &str) -> ApiResult<bool> {
+    pub(crate) fn flag(&self, name: &str) -> ApiResult<bool> {
         match self.get(name) {
             None | Some("false" | "0" | "False" | "FALSE" | "f" | "F") => Ok(false),
             Some("true" | "1" | "True" | "TRUE" | "t" | "T") => Ok(true),
@@ -48,7 +48,7 @@ impl Query {
     }
 
     /// A number, if the parameter is there.
-    pub fn number<T: std::str::FromStr>(&self, name: &str) -> ApiResult<Option<T>> {
+    pub(crate) fn number<T: std::str::FromStr>(&self, name: &str) -> ApiResult<Option<T>> {
         let Some(text) = self.get(name) else {
             return Ok(None);
         };
@@ -59,7 +59,7 @@ impl Query {
     }
 
     /// Whether the request shall change nothing.
-    pub fn dry_run(&self) -> ApiResult<bool> {
+    pub(crate) fn dry_run(&self) -> ApiResult<bool> {
         match self.get("dryRun") {
             None => Ok(false),
             Some("All") => Ok(true),
@@ -72,7 +72,7 @@ impl Query {
 
 /// The form of an answer.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Form {
+pub(crate) enum Form {
     /// The objects themselves.
     Object,
     /// Rows for people.
@@ -88,7 +88,7 @@ pub enum Form {
 
 impl Form {
     /// The first form of the Accept header that can be given.
-    pub fn negotiate(headers: &HeaderMap, query: &Query) -> ApiResult<Self> {
+    pub(crate) fn negotiate(headers: &HeaderMap, query: &Query) -> ApiResult<Self> {
         let accept = headers
             .get(header::ACCEPT)
             .and_then(|value| value.to_str().ok())
@@ -139,7 +139,7 @@ fn include(query: &Query) -> ApiResult<Include> {
 }
 
 /// The media type of a request's body, without parameters.
-pub fn media_type(headers: &HeaderMap) -> &str {
+pub(crate) fn media_type(headers: &HeaderMap) -> &str {
     let value = headers
         .get(header::CONTENT_TYPE)
         .and_then(|value| value.to_str().ok())
@@ -169,33 +169,36 @@ fn parse(bytes: &[u8]) -> ApiResult<Value> {
     Ok(value)
 }
 
-/// Reads a body that must be JSON.
-pub async fn json(headers: &HeaderMap, body: Body) -> ApiResult<Value> {
-    if !matches!(media_type(headers), "" | "application/json") {
-        return Err(ApiError::unsupported_media_type("application/json"));
-    }
-    parse(&bytes(body).await?)
+/// Reads a body that is an object: JSON, or Kubernetes' protobuf.
+pub(crate) async fn object(headers: &HeaderMap, body: Body) -> ApiResult<Value> {
+    decode(headers, &bytes(body).await?)
 }
 
 /// Reads a body that may be missing; nothing then.
-pub async fn optional_json(headers: &HeaderMap, body: Body) -> ApiResult<Value> {
+pub(crate) async fn optional(headers: &HeaderMap, body: Body) -> ApiResult<Value> {
     let bytes = bytes(body).await?;
     if bytes.is_empty() {
-        return Ok(Value::Null);
+        Ok(Value::Null)
+    } else {
+        decode(headers, &bytes)
     }
-    if !matches!(media_type(headers), "" | "application/json") {
-        return Err(ApiError::unsupported_media_type("application/json"));
+}
+
+fn decode(headers: &HeaderMap, bytes: &[u8]) -> ApiResult<Value> {
+    match media_type(headers) {
+        "" | "application/json" => parse(bytes),
+        protobuf::MEDIA_TYPE => protobuf::decode(bytes),
+        _ => Err(ApiError::unsupported_media_type("application/json")),
     }
-    parse(&bytes)
 }
 
 /// Reads a patch, whose media type says how it is to be applied.
-pub async fn patch(body: Body) -> ApiResult<Value> {
+pub(crate) async fn patch(body: Body) -> ApiResult<Value> {
     parse(&bytes(body).await?)
 }
 
 /// Removes what is null: in Kubernetes null and absent are the same.
-pub fn prune_nulls(value: &mut Value) {
+pub(crate) fn prune_nulls(value: &mut Value) {
     match value {
         Value::Object(map) => {
             map.retain(|_, value| !value.is_null());

@@ -155,7 +155,7 @@ pub struct Resource {
     /// What the kind does differently.
     pub strategy: &'static dyn Strategy,
     /// What `kubectl get` shows.
-    pub columns: &'static [Column],
+    pub(crate) columns: &'static [Column],
 }
 
 impl std::fmt::Debug for Resource {
@@ -373,6 +373,24 @@ pub static RESOURCES: &[Resource] = &[
         fields: &[("spec.clusterIP", ""), ("spec.type", "")],
         strategy: &Plain,
         columns: table::SERVICE,
+    },
+    // There are none and none can be made; `kubectl` asks for them when it meets a kind that it does not know, and
+    // needs the answer to go on to the server's own.
+    Resource {
+        group: "apiextensions.k8s.io",
+        version: "v1",
+        plural: "customresourcedefinitions",
+        singular: "customresourcedefinition",
+        kind: "CustomResourceDefinition",
+        short: &["crd", "crds"],
+        categories: &[],
+        namespaced: false,
+        verbs: READ,
+        subresources: &[],
+        names: NameRule::Subdomain,
+        fields: &[],
+        strategy: &Plain,
+        columns: table::PLAIN,
     },
     Resource {
         group: "coordination.k8s.io",

@@ -10,7 +10,7 @@ use super::status::{ApiError, ApiResult};
 
 /// What a path under `/api` or `/apis` names.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Target {
+pub(crate) struct Target {
     /// The resource.
     pub resource: &'static Resource,
     /// The namespace of the path; nothing for all namespaces and for cluster-scoped resources.
@@ -23,17 +23,17 @@ pub struct Target {
 
 impl Target {
     /// The namespace, empty when there is none.
-    pub fn namespace(&self) -> &str {
+    pub(crate) fn namespace(&self) -> &str {
         self.namespace.as_deref().unwrap_or_default()
     }
 
     /// The object's name, empty for a collection.
-    pub fn name(&self) -> &str {
+    pub(crate) fn name(&self) -> &str {
         self.name.as_deref().unwrap_or_default()
     }
 
     /// What the method does to this target.
-    pub fn verb(&self, method: &Method, watch: bool) -> ApiResult<Verb> {
+    pub(crate) fn verb(&self, method: &Method, watch: bool) -> ApiResult<Verb> {
         let verb = match (method, self.name.is_some()) {
             (&Method::GET | &Method::HEAD, false) if watch => Verb::Watch,
             (&Method::GET | &Method::HEAD, false) => Verb::List,
@@ -61,7 +61,7 @@ impl Target {
 }
 
 /// Parses the path of a resource. Paths of discovery are the caller's.
-pub fn parse(path: &str) -> ApiResult<Target> {
+pub(crate) fn parse(path: &str) -> ApiResult<Target> {
     let mut parts = Vec::new();
     for part in path.trim_matches('/').split('/') {
         let part = percent_decode_str(part)

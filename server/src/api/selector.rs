@@ -10,7 +10,7 @@ use super::status::{ApiError, ApiResult};
 
 /// Both selectors of a listing, a watch or a collection's deletion.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub struct Selector {
+pub(crate) struct Selector {
     labels: Vec<Requirement>,
     fields: Vec<Field>,
 }
@@ -41,19 +41,19 @@ struct Field {
 
 impl Selector {
     /// Parses `labelSelector` and `fieldSelector` for a resource.
-    pub fn parse(resource: &Resource, labels: Option<&str>, fields: Option<&str>) -> ApiResult<Self> {
+    pub(crate) fn parse(resource: &Resource, labels: Option<&str>, fields: Option<&str>) -> ApiResult<Self> {
         let labels = parse_labels(labels.unwrap_or_default())?;
         let fields = parse_fields(resource, fields.unwrap_or_default())?;
         Ok(Self { labels, fields })
     }
 
     /// Whether everything matches.
-    pub fn is_empty(&self) -> bool {
+    pub(crate) fn is_empty(&self) -> bool {
         self.labels.is_empty() && self.fields.is_empty()
     }
 
     /// The one name that can match, so that a store can look it up instead of reading everything.
-    pub fn name(&self) -> Option<&str> {
+    pub(crate) fn name(&self) -> Option<&str> {
         let named = self
             .fields
             .iter()
@@ -62,7 +62,7 @@ impl Selector {
     }
 
     /// The one namespace that can match.
-    pub fn namespace(&self) -> Option<&str> {
+    pub(crate) fn namespace(&self) -> Option<&str> {
         let named = self
             .fields
             .iter()
@@ -71,7 +71,7 @@ impl Selector {
     }
 
     /// Whether the object matches both selectors.
-    pub fn matches(&self, object: &Value) -> bool {
+    pub(crate) fn matches(&self, object: &Value) -> bool {
         let labels = object.get("metadata").and_then(|metadata| metadata.get("labels"));
         self.labels.iter().all(|requirement| {
             let value = labels
@@ -139,11 +139,7 @@ fn parse_fields(resource: &Resource, text: &str) -> ApiResult<Vec<Field>> {
             .chain(resource.fields)
             .find(|(name, _)| *name == key);
         let Some((name, absent)) = known else {
-            return Err(ApiError::bad_request(format!(
-                "Unable to find {:?} that match label selector \"\", field selector {text:?}: \
-                 field label not supported: {key}",
-                format!("{}, Resource={}", resource.api_version(), resource.plural)
-            )));
+            return Err(ApiError::bad_request(format!("field label not supported: {key}")));
         };
         fields.push(Field {
             path: name.split('.').map(str::to_owned).collect(),

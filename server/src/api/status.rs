@@ -335,7 +335,7 @@ fn cause(cause: &Cause) -> Value {
 }
 
 /// The Status of something that worked and has no object to show.
-pub fn success(resource: &Resource, name: &str, uid: &str) -> Value {
+pub(crate) fn success(resource: &Resource, name: &str, uid: &str) -> Value {
     let mut details = json!({ "name": name, "kind": resource.plural, "uid": uid });
     if !resource.group.is_empty() {
         details["group"] = resource.group.into();

@@ -5,18 +5,18 @@ use jiff::Timestamp;
 pub(crate) use crate::store::now;
 
 /// Parses an RFC 3339 time.
-pub fn parse(text: &str) -> Option<Timestamp> {
+pub(crate) fn parse(text: &str) -> Option<Timestamp> {
     text.parse().ok()
 }
 
 /// `seconds` from now, as Kubernetes writes times.
-pub fn after(seconds: i64) -> String {
+pub(crate) fn after(seconds: i64) -> String {
     let at = Timestamp::now().as_second().saturating_add(seconds);
     Timestamp::from_second(at).map_or_else(|_| now(), |at| at.to_string())
 }
 
 /// The age of something that began at `since`, as `kubectl get` shows it.
-pub fn age(since: &str, now: Timestamp) -> String {
+pub(crate) fn age(since: &str, now: Timestamp) -> String {
     match parse(since) {
         Some(since) => human(now.as_second() - since.as_second()),
         None => "<unknown>".into(),
@@ -24,7 +24,7 @@ pub fn age(since: &str, now: Timestamp) -> String {
 }
 
 /// A duration as `kubectl get` shows it: two units at most, the coarser the longer.
-pub fn human(seconds: i64) -> String {
+pub(crate) fn human(seconds: i64) -> String {
     let pair = |big: i64, unit: char, small: i64, rest: char| match small {
         0 => format!("{big}{unit}"),
         _ => format!("{big}{unit}{small}{rest}"),

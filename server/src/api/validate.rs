@@ -11,7 +11,7 @@ use super::status::{ApiError, ApiResult};
 
 /// What to do with fields that the schema does not know.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum FieldValidation {
+pub(crate) enum FieldValidation {
     /// Refuse the object.
     Strict,
     /// Drop them, and say so in a warning.
@@ -22,7 +22,7 @@ pub enum FieldValidation {
 
 impl FieldValidation {
     /// The query parameter's meaning; Kubernetes warns by default.
-    pub fn parse(value: Option<&str>) -> ApiResult<Self> {
+    pub(crate) fn parse(value: Option<&str>) -> ApiResult<Self> {
         match value.unwrap_or_default() {
             "" | "Warn" => Ok(Self::Warn),
             "Strict" => Ok(Self::Strict),
@@ -36,7 +36,11 @@ impl FieldValidation {
 
 /// Checks the object against its kind's schema and removes the fields that the schema does not know, as Kubernetes
 /// does; gives back warnings.
-pub fn schema(resource: &Resource, value: &mut Value, validation: FieldValidation) -> ApiResult<Vec<String>> {
+pub(crate) fn schema(
+    resource: &Resource,
+    value: &mut Value,
+    validation: FieldValidation,
+) -> ApiResult<Vec<String>> {
     let Inspection { unknown, type_errors } = manifest::inspect(resource.kind, value);
     let mut fatal = identity(resource, value);
     let missing = !fatal.is_empty();
@@ -117,7 +121,7 @@ fn remove(value: &mut Value, path: &str) {
 }
 
 /// Checks what the object means. Gives back the fields that are kept and not yet honoured, as warnings.
-pub fn meaning(resource: &Resource, value: &Value) -> Result<Vec<String>, Vec<Cause>> {
+pub(crate) fn meaning(resource: &Resource, value: &Value) -> Result<Vec<String>, Vec<Cause>> {
     if resource.kind != "Pod" {
         return Ok(Vec::new());
     }

@@ -20,7 +20,7 @@ use super::{ApiState, limits, metadata, patch, time};
 use crate::store::{self, CreateGuard, DeleteGuard, Object, Scope, StoreError};
 
 /// Everything a verb is told.
-pub struct Call<'a> {
+pub(crate) struct Call<'a> {
     /// The server.
     pub state: &'a ApiState,
     /// What it is about.
@@ -85,12 +85,12 @@ impl Call<'_> {
     }
 
     /// GET of one object.
-    pub async fn get(&self) -> ApiResult<Reply> {
+    pub(crate) async fn get(&self) -> ApiResult<Reply> {
         Ok(self.show(200, &self.stored().await?.value, Vec::new()))
     }
 
     /// GET of a collection.
-    pub async fn list(&self) -> ApiResult<Reply> {
+    pub(crate) async fn list(&self) -> ApiResult<Reply> {
         let selector = self.selector()?;
         let limit = self.query.number::<u64>("limit")?.unwrap_or(0);
         let limit = if limit == 0 {
@@ -183,7 +183,7 @@ impl Call<'_> {
     }
 
     /// POST to a collection.
-    pub async fn create(&self, mut value: Value) -> ApiResult<Reply> {
+    pub(crate) async fn create(&self, mut value: Value) -> ApiResult<Reply> {
         let resource = self.resource();
         if resource.namespaced && self.target.namespace.is_none() {
             return Err(ApiError::method_not_allowed());
@@ -274,7 +274,7 @@ impl Call<'_> {
     }
 
     /// PUT of one object.
-    pub async fn update(&self, mut value: Value) -> ApiResult<Reply> {
+    pub(crate) async fn update(&self, mut value: Value) -> ApiResult<Reply> {
         let validation = FieldValidation::parse(self.query.get("fieldValidation"))?;
         let warnings = validate::schema(self.resource(), &mut value, validation)?;
         request::prune_nulls(&mut value);
@@ -283,7 +283,7 @@ impl Call<'_> {
     }
 
     /// PATCH of one object.
-    pub async fn patch(&self, headers: &HeaderMap, patch: &Value) -> ApiResult<Reply> {
+    pub(crate) async fn patch(&self, headers: &HeaderMap, patch: &Value) -> ApiResult<Reply> {
         let validation = FieldValidation::parse(self.query.get("fieldValidation"))?;
         let media_type = request::media_type(headers);
         let resource = self.resource();

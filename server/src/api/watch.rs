@@ -33,7 +33,7 @@ const INITIAL_END: &str = "k8s.io/initial-events-end";
 
 impl Call<'_> {
     /// GET of a collection with `watch=true`.
-    pub async fn watch(&self) -> ApiResult<Response<Body>> {
+    pub(crate) async fn watch(&self) -> ApiResult<Response<Body>> {
         let selector = self.selector()?;
         let bookmarks = self.query.flag("allowWatchBookmarks")?;
         let wanted = self.query.number::<u64>("resourceVersion")?.unwrap_or(0);

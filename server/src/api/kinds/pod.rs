@@ -338,7 +338,7 @@ mod tests {
             json!({"limits": {"cpu": "500m", "memory": "1Gi"}, "requests": {"cpu": "0.5", "memory": "1Gi"}});
         let half = json!({"limits": {"cpu": "1"}, "requests": {"cpu": "1"}});
         assert_eq!(class(&[json!({})]), "BestEffort");
-        assert_eq!(class(&[full.clone()]), "Guaranteed");
+        assert_eq!(class(std::slice::from_ref(&full)), "Guaranteed");
         assert_eq!(class(&[full.clone(), json!({})]), "Burstable");
         assert_eq!(class(&[half]), "Burstable");
     }

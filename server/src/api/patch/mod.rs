@@ -14,11 +14,16 @@ use super::resources::Resource;
 use super::status::{ApiError, ApiResult};
 
 /// The media types that are understood, for the answer to others.
-pub const ACCEPTED: &str =
+pub(crate) const ACCEPTED: &str =
     "application/json-patch+json, application/merge-patch+json, application/strategic-merge-patch+json";
 
 /// Applies a patch of the given media type to a copy of the document.
-pub fn apply(resource: &Resource, media_type: &str, document: &Value, patch: &Value) -> ApiResult<Value> {
+pub(crate) fn apply(
+    resource: &Resource,
+    media_type: &str,
+    document: &Value,
+    patch: &Value,
+) -> ApiResult<Value> {
     let patched = match media_type {
         "application/json-patch+json" => json::apply(document, patch)?,
         "application/merge-patch+json" => merge::apply(document, patch),
@@ -33,7 +38,7 @@ pub fn apply(resource: &Resource, media_type: &str, document: &Value, patch: &Va
 }
 
 /// Refuses documents that nest too deep to be handled by recursion later.
-pub fn check_depth(value: &Value) -> ApiResult<()> {
+pub(crate) fn check_depth(value: &Value) -> ApiResult<()> {
     if depth(value, 0) > limits::DEPTH {
         return Err(ApiError::bad_request(format!(
             "the object nests deeper than {} levels",

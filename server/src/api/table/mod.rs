@@ -13,7 +13,7 @@ use super::resources::Resource;
 use super::{metadata, time};
 
 /// One column.
-pub struct Column {
+pub(crate) struct Column {
     /// The heading.
     pub name: &'static str,
     /// OpenAPI's type of the cells.
@@ -97,11 +97,11 @@ fn count(object: &Value, field: &str) -> usize {
 }
 
 /// Columns of Pods.
-pub use node::COLUMNS as NODE;
-pub use pod::COLUMNS as POD;
+pub(crate) use node::COLUMNS as NODE;
+pub(crate) use pod::COLUMNS as POD;
 
 /// Columns of ConfigMaps.
-pub const CONFIG_MAP: &[Column] = &[
+pub(crate) const CONFIG_MAP: &[Column] = &[
     NAME,
     column(
         "Data",
@@ -117,7 +117,7 @@ pub const CONFIG_MAP: &[Column] = &[
 ];
 
 /// Columns of Secrets.
-pub const SECRET: &[Column] = &[
+pub(crate) const SECRET: &[Column] = &[
     NAME,
     column("Type", "string", "What the Secret is for.", |object, _| {
         text(object, "/type").into()
@@ -129,7 +129,7 @@ pub const SECRET: &[Column] = &[
 ];
 
 /// Columns of Namespaces.
-pub const NAMESPACE: &[Column] = &[
+pub(crate) const NAMESPACE: &[Column] = &[
     NAME,
     column("Status", "string", "The phase of the namespace.", |object, _| {
         text(object, "/status/phase").into()
@@ -137,8 +137,11 @@ pub const NAMESPACE: &[Column] = &[
     AGE,
 ];
 
+/// Columns of kinds of which there is nothing to say.
+pub(crate) const PLAIN: &[Column] = &[NAME, AGE];
+
 /// Columns of Leases.
-pub const LEASE: &[Column] = &[
+pub(crate) const LEASE: &[Column] = &[
     NAME,
     column("Holder", "string", "Who holds the lease.", |object, _| {
         text(object, "/spec/holderIdentity").into()
@@ -147,7 +150,7 @@ pub const LEASE: &[Column] = &[
 ];
 
 /// Columns of Services.
-pub const SERVICE: &[Column] = &[
+pub(crate) const SERVICE: &[Column] = &[
     NAME,
     column("Type", "string", "How the Service is exposed.", |object, _| {
         text(object, "/spec/type").into()
@@ -183,7 +186,7 @@ pub const SERVICE: &[Column] = &[
 ];
 
 /// Columns of Events.
-pub const EVENT: &[Column] = &[
+pub(crate) const EVENT: &[Column] = &[
     column(
         "Last Seen",
         "string",
@@ -255,7 +258,7 @@ pub const EVENT: &[Column] = &[
 
 /// How much of each object a row carries beside its cells.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Include {
+pub(crate) enum Include {
     /// Nothing.
     None,
     /// Its metadata.
@@ -265,7 +268,7 @@ pub enum Include {
 }
 
 /// The objects as a Table. Watches leave the headings out after their first event.
-pub fn render<'a>(
+pub(crate) fn render<'a>(
     resource: &Resource,
     version: &str,
     objects: impl Iterator<Item = &'a Value>,
@@ -316,7 +319,7 @@ fn row(resource: &Resource, object: &Value, include: Include, now: Timestamp) ->
 }
 
 /// The object as a PartialObjectMetadata.
-pub fn partial(object: &Value) -> Value {
+pub(crate) fn partial(object: &Value) -> Value {
     json!({
         "kind": "PartialObjectMetadata", "apiVersion": "meta.k8s.io/v1",
         "metadata": object.get("metadata").unwrap_or(&Value::Null),

@@ -5,7 +5,7 @@ use serde_json::Value;
 use super::{AGE, Column, NAME, column, text_or, wide};
 
 /// The columns.
-pub const COLUMNS: &[Column] = &[
+pub(crate) const COLUMNS: &[Column] = &[
     NAME,
     column(
         "Status",

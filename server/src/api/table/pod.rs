@@ -7,7 +7,7 @@ use super::{AGE, Column, NAME, column, text, text_or, wide};
 use crate::api::{metadata, time};
 
 /// The columns.
-pub const COLUMNS: &[Column] = &[
+pub(crate) const COLUMNS: &[Column] = &[
     NAME,
     column(
         "Ready",

@@ -1,0 +1,8 @@
+//! The API from outside: a real listener, real TLS, a real store on disk.
+//!
+//! `requests` drives it by hand, `kubectl` with the program that people use.
+
+mod harness;
+mod kubectl;
+mod requests;
+mod watches;
