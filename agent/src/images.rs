@@ -99,7 +99,7 @@ impl Images {
                 Ok(Some(image)) => return Some(ready(container, &image)),
                 Ok(None) => {}
                 Err(error) => {
-                    warn!(image = %reference, %error, "the stored image is damaged; pulling it again")
+                    warn!(image = %reference, %error, "the stored image is damaged; pulling it again");
                 }
             }
         }

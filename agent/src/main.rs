@@ -37,6 +37,9 @@ use tracing::{info, warn};
 /// Inputs that may wait for the driver: a few for each Pod of a full node.
 const INPUTS: usize = 1024;
 
+/// The part of the memory that sockets, logs and volumes in memory may take, where `run_dir` is not on a tmpfs already.
+const RUN_SHARE: u64 = 4;
+
 /// No certificate of ours is older than this program.
 const BUILT: i64 = 1_763_683_200;
 
@@ -215,6 +218,10 @@ fn prepare(config: &config::Config, node: &node::Node, cgroups: Cgroups) -> Resu
         |dir: &Path| std::fs::create_dir_all(dir).with_context(|| format!("cannot make {}", dir.display()));
     make(&config.run_dir)?;
     make(&config.state_dir)?;
+    if !skiff_sys::fs::is_tmpfs(&config.run_dir)? {
+        // Secrets and logs must not reach the disk, and what is of this boot must not outlive it.
+        skiff_sys::mount::tmpfs(&config.run_dir, node.memory() / RUN_SHARE, 0o700)?;
+    }
     let cpu = node.allocatable_cpu(config);
     let budget = Limits {
         memory_bytes: cgroups

@@ -60,6 +60,15 @@ pub fn space(path: &Path) -> Result<Space> {
     })
 }
 
+/// Whether `path` lies on a tmpfs: in memory, gone at the next boot.
+///
+/// # Errors
+/// When there is no such path.
+pub fn is_tmpfs(path: &Path) -> Result<bool> {
+    let stat = nix::sys::statfs::statfs(path).doing_path("look at the filesystem of", path)?;
+    Ok(stat.filesystem_type() == nix::sys::statfs::TMPFS_MAGIC)
+}
+
 /// Removes a directory with all that is in it; a missing one is not an error. Symbolic links are not followed.
 ///
 /// # Errors
