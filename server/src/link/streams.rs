@@ -47,14 +47,22 @@ impl Bell {
     }
 }
 
+/// How much of the reason of a bad end is in the stream.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Told {
+    #[default]
+    Nothing,
+    Words,
+    All,
+}
+
 #[derive(Default)]
 struct Pipe {
     waiting: Vec<u8>,
     taken: u64,
     end: Option<Result<(), LogError>>,
     reader_gone: bool,
-    /// The end's reason has been written into the stream.
-    told: bool,
+    told: Told,
     waker: Option<Waker>,
 }
 
@@ -102,11 +110,18 @@ impl Stream for Reader {
                 Poll::Ready(None)
             }
             // The client has had its headers, so words in the stream are all that can reach a person.
-            Some(Err(error)) if !pipe.told => {
+            Some(Err(error)) if pipe.told == Told::Nothing => {
                 let words = format!("skiff: the log ends here: {error}\n");
-                pipe.told = true;
+                pipe.told = Told::Words;
                 pipe.end = Some(Err(error));
                 Poll::Ready(Some(Ok(words.into())))
+            }
+            // An error cuts the connection, with whatever was not written yet: let the words be.
+            Some(Err(error)) if pipe.told == Told::Words => {
+                pipe.told = Told::All;
+                pipe.end = Some(Err(error));
+                context.waker().wake_by_ref();
+                Poll::Pending
             }
             Some(Err(error)) => {
                 pipe.end = Some(Ok(()));

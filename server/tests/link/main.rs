@@ -244,7 +244,7 @@ async fn what_is_wrong_is_counted_and_touches_nothing() {
         vec![1, 0, 0xff, 0xff],
         vec![9, 0, 1],
         vec![1; 40_000],
-        vec![1, 0, 8, 1, 1],
+        vec![1, 0, 8, 1],
     ] {
         two.publish(&topic, payload).await;
     }
@@ -279,16 +279,20 @@ async fn what_is_wrong_is_counted_and_touches_nothing() {
     fleet.api.until(&path, |it| it.is_some_and(|it| !ready(it))).await;
 
     let counters = fleet.server().link().counters();
-    for (wrong, count) in [
-        (Wrong::NotItsPod, 2),
-        (Wrong::Malformed, 3),
+    let seen: Vec<_> = Wrong::ALL
+        .iter()
+        .map(|it| (*it, counters.get(*it)))
+        .filter(|it| it.1 > 0)
+        .collect();
+    let expected = [
         (Wrong::Version, 1),
+        (Wrong::Malformed, 3),
         (Wrong::TooLong, 1),
         (Wrong::Kind, 1),
+        (Wrong::NotItsPod, 2),
         (Wrong::Epoch, 1),
-    ] {
-        assert_eq!(counters.get(wrong), count, "{wrong:?}");
-    }
+    ];
+    assert_eq!(seen, expected);
     assert_eq!(fleet.server().broker().counters().publish_denied, 1);
 }
 
