@@ -53,6 +53,6 @@ fn requests(pod: &Pod) -> (u64, u64) {
 }
 
 /// A Pod whose containers have all ended for good holds no resources.
-fn finished(pod: &PodState) -> bool {
-    pod.containers.iter().all(|it| matches!(it.phase, Phase::Done(_)))
+pub(crate) fn finished(pod: &PodState) -> bool {
+    !pod.containers.is_empty() && pod.containers.iter().all(|it| matches!(it.phase, Phase::Done(_)))
 }

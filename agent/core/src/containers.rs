@@ -31,6 +31,15 @@ impl ContainerState {
         });
     }
 
+    /// Another spec owes nothing to the failures of the one before: what waits for a back-off waits no longer.
+    pub(crate) fn start_afresh(&mut self, now: Mono) {
+        self.crash = Backoff::default();
+        self.pull = Backoff::default();
+        if let Phase::Backoff { until } = &mut self.phase {
+            *until = now;
+        }
+    }
+
     /// Takes over what the journal knows of it from before a reboot.
     pub(crate) fn recall(&mut self, record: &ContainerRecord) {
         self.restart_count = record.restart_count;
@@ -101,7 +110,20 @@ impl Core {
         (attempt == reference.attempt).then_some(container)
     }
 
+    /// Whether this answer is about an image that is no longer the one wanted; the right one is then asked for.
+    fn stale_answer(&mut self, now: Now, reference: &ContainerRef) -> bool {
+        let Some(container) = self.current(reference).filter(|it| it.image == Image::Stale) else {
+            return false;
+        };
+        container.image = Image::Unknown;
+        self.reconcile(now, reference.pod);
+        true
+    }
+
     pub(crate) fn image_ready(&mut self, now: Now, reference: &ContainerRef, image_id: String) {
+        if self.stale_answer(now, reference) {
+            return;
+        }
         let Some(container) = self.current(reference).filter(|it| it.image == Image::Asked) else {
             return;
         };
@@ -113,6 +135,9 @@ impl Core {
     }
 
     pub(crate) fn image_failed(&mut self, now: Now, reference: &ContainerRef, error: ImageError) {
+        if self.stale_answer(now, reference) {
+            return;
+        }
         let Some(container) = self.current(reference).filter(|it| it.image == Image::Asked) else {
             return;
         };
@@ -177,6 +202,11 @@ impl Core {
                 // It was no start: the count goes back to where it was.
                 container.ran = container.restart_count > 0;
                 container.restart_count = container.restart_count.saturating_sub(1);
+                // Nothing runs that would have to be replaced; the next try is of the spec as it is then.
+                if std::mem::take(&mut container.replace) {
+                    container.stop = None;
+                    container.image = Image::Unknown;
+                }
                 container.phase = Phase::Unmet {
                     until: now.mono + UNMET_AGAIN,
                     message: message.clone(),
@@ -261,9 +291,9 @@ impl Core {
             container.phase = Phase::Backoff {
                 until: now.mono + wait,
             };
-            if replace {
-                container.image = Image::Unknown;
-            } else if wait > 0 {
+            // Every start asks for its image: the pull policy may say so, and what was there may be gone.
+            container.image = Image::Unknown;
+            if wait > 0 {
                 let message = format!("Back-off restarting failed container {}", reference.name);
                 self.event(
                     now,
@@ -373,7 +403,7 @@ fn run_step(
     let ask = match &container.image {
         Image::Unknown => true,
         Image::Waiting { until, .. } => *until <= now.mono,
-        Image::Asked | Image::Ready => false,
+        Image::Asked | Image::Stale | Image::Ready => false,
     };
     if ask {
         container.image = Image::Asked;

@@ -140,6 +140,10 @@ impl Core {
         let gone = held.0.keys().filter(|key| !gathering.index.0.contains_key(*key));
         let mut records: Vec<Record> = gone.cloned().map(Record::Remove).collect();
         for (key, bytes) in gathering.got {
+            if held.0.get(&key) == gathering.index.0.get(&key) {
+                // It is held as it is; writing it again would only wear the medium.
+                continue;
+            }
             if let ObjectKey::Pod(uid) = &key
                 && !held.0.contains_key(&key)
             {

@@ -1,16 +1,17 @@
 //! Pods come, change, end; their sandboxes are made and removed.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use skiff_protocol::pod::Pod;
 use skiff_protocol::uid::Uid;
+use skiff_protocol::wire::spec::ObjectKey;
 
 use crate::admission;
 use crate::effect::Effect;
 use crate::event::{ObservedContainer, ObservedPhase, ObservedPod};
 use crate::machine::{Core, Now};
 use crate::record::Record;
-use crate::state::{ContainerState, Image, Phase, PodState, Step, Stop};
+use crate::state::{ContainerState, Image, Phase, PodState, Step};
 
 /// Grace of a Pod that is gone from the desired state without a word (a forced deletion), in milliseconds.
 const FORCED_GRACE: u64 = 1_000;
@@ -23,8 +24,13 @@ impl Core {
     pub(crate) fn observed(&mut self, now: Now, observed: Vec<ObservedPod>) {
         let epoch = self.durable.epoch;
         self.record(now, vec![Record::Epoch(epoch)]);
-        for (uid, parsed) in self.desired_pods() {
-            self.accept(now, uid, parsed);
+        // Whoever had a place keeps it: those found running first, then in the order in which they came.
+        let running: BTreeSet<Uid> = observed.iter().map(|it| it.uid).collect();
+        let came = |uid: &Uid| self.durable.accepted.get(uid).copied();
+        let mut desired: Vec<_> = self.desired_pods().into_iter().collect();
+        desired.sort_by_key(|(uid, _)| (!running.contains(uid), came(uid), *uid));
+        for (uid, parsed) in desired {
+            self.accept(now, uid, parsed, running.contains(&uid));
         }
         for found in observed {
             self.adopt(now, found);
@@ -67,29 +73,30 @@ impl Core {
             .as_ref()
             .and_then(|pod| pod.containers.iter().find(|it| it.name == found.name));
         let changed = spec.is_some_and(|spec| Self::spec_digest(spec) != found.spec_digest);
-        let ending = pod.ending.is_some();
+        let ending = pod.ending;
         let Some(container) = pod.container(&found.name) else {
             return;
         };
+        let ended = matches!(found.phase, ObservedPhase::Exited(_));
+        if ended && container.ran && found.attempt < container.restart_count {
+            // An attempt before the last one, which is in the journal: it never came to run.
+            return;
+        }
         let known = container.ran && found.attempt == container.restart_count;
         container.restart_count = found.attempt;
         container.ran = true;
         container.image_id = found.image_id;
-        container.image = Image::Ready;
         match found.phase {
             ObservedPhase::Running(started_at) => {
+                container.image = Image::Ready;
                 container.phase = Phase::Running {
                     started_at,
                     since: now.mono,
                     container_id: found.container_id,
                 };
                 container.replace = changed;
-                if ending {
-                    container.stop = Some(Stop {
-                        deadline: now.mono + FORCED_GRACE,
-                        asked: false,
-                        killed: false,
-                    });
+                if let Some(deadline) = ending {
+                    container.end_by(deadline);
                 }
             }
             // The exit is in the journal already, with what followed from it.
@@ -133,7 +140,7 @@ impl Core {
     fn changed(&mut self, now: Now, desired: BTreeMap<Uid, Result<Pod, String>>) {
         for (uid, parsed) in desired {
             match (self.pods.get_mut(&uid), parsed) {
-                (None, parsed) => self.accept(now, uid, parsed),
+                (None, parsed) => self.accept(now, uid, parsed, false),
                 (Some(state), Ok(pod)) => {
                     if state.pod.as_ref() != Some(&pod) {
                         self.update(now, uid, pod);
@@ -147,22 +154,28 @@ impl Core {
         }
     }
 
-    fn accept(&mut self, now: Now, uid: Uid, parsed: Result<Pod, String>) {
+    /// Takes a Pod in; with `admitted` it has its place on this node already.
+    fn accept(&mut self, now: Now, uid: Uid, parsed: Result<Pod, String>, admitted: bool) {
         let accepted_at = self.durable.accepted.get(&uid).copied().unwrap_or(now.unix);
         let (pod, invalid) = match parsed {
             Ok(pod) => (Some(pod), None),
             Err(message) => (None, Some(("UnexpectedAdmissionError".to_owned(), message))),
         };
-        let refused = pod
-            .as_ref()
-            .and_then(|pod| admission::refuse(&self.config, &self.pods, pod));
         let mut state = PodState::new(uid, pod, accepted_at);
         for container in &mut state.containers {
             if let Some(record) = self.durable.containers.get(&(uid, container.name.clone())) {
                 container.recall(record);
             }
         }
-        state.rejected = invalid.or(refused);
+        state.rejected = invalid.or_else(|| self.durable.rejected.get(&uid).cloned());
+        if state.rejected.is_none() && !admitted && !admission::finished(&state) {
+            let pod = state.pod.as_ref();
+            state.rejected = pod.and_then(|pod| admission::refuse(&self.config, &self.pods, pod));
+            // Failed is for good, also when there is room after the next restart.
+            if let Some((reason, message)) = state.rejected.clone() {
+                self.record(now, vec![Record::Rejected(uid, reason, message)]);
+            }
+        }
         if let Some((reason, message)) = state.rejected.clone() {
             self.event(now, uid, None, true, &reason, message);
         }
@@ -198,8 +211,9 @@ impl Core {
             };
             if old != Some(spec) {
                 if old.is_none_or(|old| old.image != spec.image) && !container.alive() {
-                    container.image = Image::Unknown;
+                    container.image.forget();
                 }
+                container.start_afresh(now.mono);
                 container.replace = container.alive();
                 if container.replace {
                     container.end_by(now.mono + grace);
@@ -315,13 +329,22 @@ impl Core {
         };
         state.removal = Step::Done;
         state.sandbox = Step::Absent;
+        let deleted = state
+            .pod
+            .as_ref()
+            .is_none_or(|pod| pod.deletion_grace_seconds.is_some());
         self.ipam.release(uid);
-        if !self
-            .index
-            .0
-            .contains_key(&skiff_protocol::wire::spec::ObjectKey::Pod(uid))
-        {
+        let wanted = self.index.0.contains_key(&ObjectKey::Pod(uid));
+        if !wanted || !deleted {
             self.pods.remove(&uid);
+        }
+        // Nobody wanted it when its removal began, and now somebody does: it begins anew.
+        if wanted
+            && !deleted
+            && let Some(parsed) = self.desired_pods().remove(&uid)
+        {
+            self.accept(now, uid, parsed, false);
+            self.reconcile(now, uid);
         }
         self.touch(now, uid);
     }
@@ -339,7 +362,10 @@ impl Core {
         let Some(state) = self.pods.get_mut(&uid) else {
             return;
         };
-        state.sandbox = Step::Absent;
+        // One that could not be made keeps its back-off: a shim that dies of it must not be started in a loop.
+        if state.sandbox == Step::Done {
+            state.sandbox = Step::Absent;
+        }
         let alive = state.containers.iter().filter(|it| it.alive());
         let lost: Vec<(String, u32)> = alive.map(|it| (it.name.clone(), it.restart_count)).collect();
         for (name, attempt) in lost {

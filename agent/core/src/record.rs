@@ -29,6 +29,8 @@ pub enum Record {
     Accepted(Uid, i64),
     /// What must be known of a container after a reboot.
     Container(Uid, ContainerRecord),
+    /// The Pod was refused by this node, for good: reason and message.
+    Rejected(Uid, String, String),
 }
 
 impl Record {
@@ -69,6 +71,8 @@ pub struct Recovered {
     pub accepted: BTreeMap<Uid, i64>,
     /// Per Pod and container name.
     pub containers: BTreeMap<(Uid, String), ContainerRecord>,
+    /// Pods that this node refused: reason and message.
+    pub rejected: BTreeMap<Uid, (String, String)>,
 }
 
 impl Recovered {
@@ -81,14 +85,23 @@ impl Recovered {
             Record::Remove(key) => {
                 if let ObjectKey::Pod(uid) = &key {
                     self.accepted.remove(uid);
+                    self.rejected.remove(uid);
                     self.containers.retain(|(pod, _), _| pod != uid);
                 }
                 self.objects.remove(&key);
             }
             Record::Generation(generation) => self.generation = generation,
             Record::Accepted(uid, at) => drop(self.accepted.insert(uid, at)),
+            // The end of a container may be noted while the removal of its Pod is on its way.
             Record::Container(uid, record) => {
-                self.containers.insert((uid, record.name.clone()), record);
+                if self.objects.contains_key(&ObjectKey::Pod(uid)) {
+                    self.containers.insert((uid, record.name.clone()), record);
+                }
+            }
+            Record::Rejected(uid, reason, message) => {
+                if self.objects.contains_key(&ObjectKey::Pod(uid)) {
+                    self.rejected.insert(uid, (reason, message));
+                }
             }
         }
     }
@@ -108,6 +121,10 @@ impl Recovered {
             self.containers
                 .iter()
                 .map(|((uid, _), record)| Record::Container(*uid, record.clone())),
+        );
+        let rejected = self.rejected.iter();
+        out.extend(
+            rejected.map(|(uid, (reason, message))| Record::Rejected(*uid, reason.clone(), message.clone())),
         );
         out
     }
@@ -149,6 +166,7 @@ mod tests {
                     backoff_ms: 10_000,
                 },
             ),
+            Record::Rejected(uid, "OutOfcpu".into(), "why".into()),
             Record::Time(12),
         ] {
             state.apply(record);
@@ -159,7 +177,7 @@ mod tests {
         assert_eq!(again, state);
         again.apply(Record::Remove(ObjectKey::Pod(uid)));
         assert!(
-            again.accepted.is_empty() && again.containers.is_empty(),
+            again.accepted.is_empty() && again.containers.is_empty() && again.rejected.is_empty(),
             "a Pod's facts go with it"
         );
     }

@@ -112,6 +112,9 @@ pub(crate) enum Image {
     Unknown,
     /// Asked for.
     Asked,
+    /// Asked for under a name that is no longer the one wanted: the answer says nothing, and is waited for, because it
+    /// could not be told from the next one.
+    Stale,
     /// In the store.
     Ready,
     /// Not to be had; tried again at this time.
@@ -120,6 +123,16 @@ pub(crate) enum Image {
         reason: String,
         message: String,
     },
+}
+
+impl Image {
+    /// What is known of it, or asked about it, is of no use any more.
+    pub(crate) fn forget(&mut self) {
+        *self = match self {
+            Self::Asked | Self::Stale => Self::Stale,
+            Self::Unknown | Self::Ready | Self::Waiting { .. } => Self::Unknown,
+        };
+    }
 }
 
 /// How far the ending of a container is.
@@ -163,7 +176,7 @@ impl ContainerState {
             Phase::Backoff { until } | Phase::Unmet { until, .. } => Some(*until),
             Phase::Waiting => match &self.image {
                 Image::Waiting { until, .. } => Some(*until),
-                Image::Unknown | Image::Asked | Image::Ready => None,
+                Image::Unknown | Image::Asked | Image::Stale | Image::Ready => None,
             },
             Phase::Starting | Phase::Running { .. } | Phase::Done(_) => None,
         };

@@ -91,7 +91,7 @@ fn container(from: &ContainerState) -> ContainerStatus {
         }
         Phase::Waiting | Phase::Starting => match &from.image {
             Image::Waiting { reason, message, .. } => waiting(reason, message),
-            Image::Unknown | Image::Asked | Image::Ready => waiting("ContainerCreating", ""),
+            Image::Unknown | Image::Asked | Image::Stale | Image::Ready => waiting("ContainerCreating", ""),
         },
     };
     // `lastState` is the end before the state shown.
