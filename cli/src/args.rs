@@ -88,7 +88,7 @@ pub(crate) struct ServerArgs {
         conflicts_with = "broker"
     )]
     pub(crate) broker_listen: SocketAddr,
-    /// Use this MQTT broker rather than the embedded one
+    /// Use this MQTT broker rather than the embedded one [with the fleet's own user and password]
     #[arg(long, value_name = "mqtts://HOST:PORT")]
     pub(crate) broker: Option<String>,
     /// The user to log in to that broker as
@@ -97,15 +97,6 @@ pub(crate) struct ServerArgs {
     /// A file with the password for that broker
     #[arg(long, value_name = "FILE", requires = "broker_user")]
     pub(crate) broker_password_file: Option<PathBuf>,
-    /// The authority of that broker's certificate, in PEM [default: the fleet's own]
-    #[arg(long, value_name = "FILE", requires = "broker")]
-    pub(crate) broker_ca: Option<PathBuf>,
-    /// A client certificate for that broker, in PEM [default: one of the fleet's]
-    #[arg(long, value_name = "FILE", requires = "broker", requires = "broker_key")]
-    pub(crate) broker_cert: Option<PathBuf>,
-    /// The key of that certificate
-    #[arg(long, value_name = "FILE", requires = "broker_cert")]
-    pub(crate) broker_key: Option<PathBuf>,
 }
 
 /// `skiff up`.
@@ -142,7 +133,7 @@ pub(crate) enum NodeCommand {
     /// Make a join token, and print the command that the device needs
     #[command(
         after_help = "The token lets one device join under this name, once. Enrolling the same name again makes a new token
-and voids the one before; a node that has joined already goes on as it is until the new token is used.
+and voids the one before; a node that has joined goes on as it is until the new token is used.
 
 Example:
   skiff node enrol rover-7 --valid-for 2h"

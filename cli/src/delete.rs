@@ -6,8 +6,8 @@ use http::Method;
 use serde_json::{Value, json};
 
 use crate::args::DeleteArgs;
-use crate::connect::{Ask, Refusal, Server, Target};
-use crate::failure::{Outcome, failed};
+use crate::connect::{Ask, Refusal, Server, Target, said};
+use crate::failure::{Failure, Outcome, failed};
 use crate::kinds::{self, Kind};
 use crate::manifest;
 use crate::out::Out;
@@ -44,12 +44,17 @@ pub(crate) async fn run(target: &Target, args: &DeleteArgs) -> Outcome {
         );
     }
     let mut out = Out::new();
-    // All are told to end before any is waited for.
+    // All are told to end before any is waited for; one that cannot be does not save the others.
     let mut ending = Vec::new();
+    let mut refused = false;
     for one in doomed {
         match begin(&server, &one, args).await {
             Ok(uid) => ending.push((one, uid)),
             Err(refusal) if refusal.code() == Some(404) && args.ignore_not_found => {}
+            Err(Refusal::Status(status)) => {
+                style::error(&said(&status));
+                refused = true;
+            }
             Err(refusal) => return Err(refusal.into()),
         }
     }
@@ -60,7 +65,7 @@ pub(crate) async fn run(target: &Target, args: &DeleteArgs) -> Outcome {
         out.line(&format!("{} {:?} deleted", one.kind.singular, one.name))?;
         out.flush()?;
     }
-    Ok(())
+    if refused { Err(Failure::Told) } else { Ok(()) }
 }
 
 type Listed = Vec<(&'static Kind, Option<String>, String)>;

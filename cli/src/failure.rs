@@ -1,6 +1,6 @@
 //! Why a command did not do what was asked, and the exit status that says so: the one place where errors end.
 //!
-//! Exit status: 0 done, 1 refused or failed, 2 wrong usage (clap's), 130 interrupted. A reader that has gone away
+//! Exit status: 0 done, 1 refused or failed, 2 wrong usage (clap's). A reader that has gone away
 //! (`skiff get pods | head`) is no failure.
 
 use std::io;
@@ -15,8 +15,6 @@ pub(crate) enum Failure {
     Failed(anyhow::Error),
     /// What is wrong has been printed already.
     Told,
-    /// Ctrl-C.
-    Interrupted,
 }
 
 /// The result of a command.
@@ -38,7 +36,6 @@ pub(crate) fn end(outcome: Outcome) -> ExitCode {
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(Failure::Told) => ExitCode::FAILURE,
-        Err(Failure::Interrupted) => ExitCode::from(130),
         Err(Failure::Failed(error)) if is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(Failure::Failed(error)) => {
             style::error(&words(&error));

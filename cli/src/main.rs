@@ -9,12 +9,17 @@ mod connect;
 mod delete;
 mod failure;
 mod get;
+mod image;
 mod kinds;
 mod logs;
 mod manifest;
+mod node;
 mod out;
+mod server;
 mod style;
 mod time;
+mod up;
+mod upload;
 mod yaml;
 
 use std::process::ExitCode;
@@ -44,7 +49,17 @@ async fn run(cli: Cli) -> Outcome {
         Command::Delete(args) => delete::run(target, args).await,
         Command::Node(NodeCommand::Ls { wide }) => get::nodes(target, *wide).await,
         Command::Completion { shell } => completion(*shell),
-        Command::Server(_) | Command::Up(_) | Command::Node(_) | Command::Image(_) => Ok(()),
+        Command::Node(NodeCommand::Enrol {
+            name,
+            valid_for,
+            token_only,
+        }) => node::enrol(target, name, *valid_for, *token_only).await,
+        Command::Image(ImageCommand::Import { file, name }) => {
+            image::import(target, file, name.as_deref()).await
+        }
+        Command::Image(ImageCommand::Ls) => image::list(target).await,
+        Command::Server(args) => server::run(args).await,
+        Command::Up(args) => up::run(args).await,
     }
 }
 

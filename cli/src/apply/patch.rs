@@ -29,9 +29,23 @@ pub(super) fn wanted(manifest: &Value, namespace: Option<&str>) -> Value {
         Value::Object(members) => drop(members.remove(LAST_APPLIED)),
         other => *other = json!({}),
     }
-    let applied = format!("{wanted}\n");
+    let applied = as_go_writes(&wanted);
     wanted["metadata"]["annotations"][LAST_APPLIED] = applied.into();
     wanted
+}
+
+/// JSON as Go's encoder writes it, byte for byte, or kubectl would see a change where there is none.
+fn as_go_writes(value: &Value) -> String {
+    let mut out = String::new();
+    for c in value.to_string().chars() {
+        match c {
+            // These stand in strings only.
+            '&' | '<' | '>' | '\u{2028}' | '\u{2029}' => out.push_str(&format!("\\u{:04x}", u32::from(c))),
+            c => out.push(c),
+        }
+    }
+    out.push('\n');
+    out
 }
 
 /// The merge patch from `current` to `wanted`; nothing where none is needed.
@@ -187,11 +201,11 @@ mod tests {
 
     #[test]
     fn what_was_applied_is_written_as_kubectl_writes_it() {
-        let manifest = json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "a"}, "data": {"k": "v"}, "status": {}});
+        let manifest = json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "a"}, "data": {"k": "a && <b>"}, "status": {}});
         let wanted = wanted(&manifest, Some("n"));
         assert_eq!(
             wanted["metadata"]["annotations"][LAST_APPLIED],
-            "{\"apiVersion\":\"v1\",\"data\":{\"k\":\"v\"},\"kind\":\"ConfigMap\",\
+            "{\"apiVersion\":\"v1\",\"data\":{\"k\":\"a \\u0026\\u0026 \\u003cb\\u003e\"},\"kind\":\"ConfigMap\",\
              \"metadata\":{\"annotations\":{},\"name\":\"a\",\"namespace\":\"n\"}}\n"
         );
         assert_eq!(

@@ -196,11 +196,7 @@ impl<'a> Reader<'a> {
                         bytes: text.len(),
                     },
                 )?;
-                (
-                    value(text, style, tag.as_deref(), at)?,
-                    Inner::Scalar,
-                    anchor,
-                )
+                (value(text, style, tag.as_deref(), at)?, Inner::Scalar, anchor)
             }
             Event::SequenceStart(anchor, tag) => {
                 self.count(at, Size { values: 1, bytes: 0 })?;

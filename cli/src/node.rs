@@ -1,0 +1,71 @@
+//! `skiff node enrol`: a token, and the one command to run on the device.
+
+use http::Method;
+use serde_json::json;
+use skiff_protocol::topic::NodeName;
+
+use crate::connect::{Ask, Server, Target};
+use crate::failure::{Outcome, failed};
+use crate::out::Out;
+use crate::style;
+
+/// A token that lets a node join.
+pub(crate) struct Token {
+    /// Its text.
+    pub(crate) text: String,
+    /// Where the node will join.
+    pub(crate) urls: Vec<String>,
+}
+
+/// Asks the server for a token.
+pub(crate) async fn token(server: &Server, name: &str, seconds: u64) -> Outcome<Token> {
+    let name = NodeName::parse(name)?;
+    let ask = Ask::new(Method::POST, format!("/skiff/v1/nodes/{name}/enrol"));
+    let answer = server
+        .json(ask.sending("application/json", &json!({ "ttlSeconds": seconds })))
+        .await?;
+    let urls = answer["serverUrls"].as_array().into_iter().flatten();
+    let urls = urls.filter_map(|url| url.as_str().map(str::to_owned)).collect();
+    match answer["token"].as_str() {
+        Some(text) => Ok(Token {
+            text: text.to_owned(),
+            urls,
+        }),
+        None => failed(format!(
+            "{}: the answer has no token; is it a Skiff server?",
+            server.origin()
+        )),
+    }
+}
+
+pub(crate) async fn enrol(target: &Target, name: &str, seconds: u64, token_only: bool) -> Outcome {
+    // A bad name shows before any connection is made.
+    NodeName::parse(name)?;
+    let server = target.server().await?;
+    let token = token(&server, name, seconds).await?;
+    let mut out = Out::new();
+    if token_only {
+        out.line(&token.text)?;
+        return out.flush();
+    }
+    out.line(&format!(
+        "On the device that shall be node {name}, once, as root:"
+    ))?;
+    out.line("")?;
+    out.line(&format!("  skiff-agent join {}", token.text))?;
+    out.line("")?;
+    out.line(&format!(
+        "and then `skiff-agent run`. It will join at {}.",
+        token.urls.join(", then ")
+    ))?;
+    out.flush()?;
+    let loopback =
+        |url: &String| url.contains("//127.") || url.contains("//localhost") || url.contains("//[::1]");
+    if token.urls.iter().all(loopback) {
+        style::warning(
+            "only this machine can reach the server there; for other devices start it with --listen 0.0.0.0:6443 \
+             and --advertise NAME",
+        );
+    }
+    Ok(())
+}
