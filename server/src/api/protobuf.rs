@@ -184,7 +184,7 @@ pub(crate) fn decode(body: &[u8]) -> ApiResult<Value> {
                 }
             }
             (2, Wire::Bytes(bytes)) => raw = bytes,
-            (3 | 4, Wire::Bytes(bytes)) if bytes.is_empty() => {}
+            (3 | 4, Wire::Bytes([])) => {}
             (field, _) => return Err(bad(&format!("field {field} of the envelope is not understood"))),
         }
     }

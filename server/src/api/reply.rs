@@ -97,7 +97,7 @@ pub(crate) fn object(resource: &Resource, form: &Form, value: &Value) -> Value {
                 resource,
                 version,
                 [typed(resource, value)].iter(),
-                metadata,
+                &metadata,
                 *include,
                 true,
             )
@@ -130,7 +130,7 @@ pub(crate) fn list(
         ),
         Form::Table { version, include } => {
             let values: Vec<Value> = values.iter().map(|value| typed(resource, value)).collect();
-            table::render(resource, version, values.iter(), metadata, *include, true)
+            table::render(resource, version, values.iter(), &metadata, *include, true)
         }
     }
 }

@@ -219,7 +219,7 @@ impl Feed {
                     self.resource,
                     version,
                     std::iter::empty(),
-                    metadata.clone(),
+                    &metadata,
                     *include,
                     headings,
                 );
@@ -273,7 +273,7 @@ impl Feed {
                     self.resource,
                     version,
                     std::iter::once(&value),
-                    metadata,
+                    &metadata,
                     *include,
                     headings,
                 )

@@ -58,7 +58,7 @@ impl Nodes for Echo {
 pub(crate) struct Server {
     pub address: SocketAddr,
     pub store: Arc<dyn Store>,
-    pub runtime: tokio::runtime::Runtime,
+    runtime: tokio::runtime::Runtime,
     pub nodes: Arc<Echo>,
     directory: tempfile::TempDir,
     authority: CertificateDer<'static>,
@@ -118,6 +118,11 @@ impl Server {
     /// What the node was asked last.
     pub(crate) fn asked(&self) -> LogOptions {
         self.nodes.asked.lock().unwrap().last().cloned().unwrap()
+    }
+
+    /// Runs something on the server's own runtime.
+    pub(crate) fn block_on<F: Future>(&self, future: F) -> F::Output {
+        self.runtime.block_on(future)
     }
 
     /// Asks the server to stop.

@@ -1,6 +1,7 @@
 //! Requests by hand: each group of cases against one server.
 
 use serde_json::{Value, json};
+use skiff_server::api::{self, Happening};
 
 use crate::harness::{ADMIN, NODE, STRANGER, Server, config_map, pod};
 
@@ -733,4 +734,51 @@ fn tables_show_columns_of_the_kind() {
     check("/api/v1/namespaces", &["Name", "Status", "Age"]);
     check(MAPS, &["Name", "Data", "Age"]);
     check(SECRETS, &["Name", "Type", "Data", "Age"]);
+}
+
+#[test]
+fn the_same_event_counts_and_old_ones_go() {
+    let server = Server::start();
+    let pod = server.call("POST", PODS, &pod("a")).expect(201);
+    let record = |message: &str| {
+        let what = Happening {
+            kind: "Warning",
+            reason: "BackOff",
+            message,
+            component: "skiff-agent",
+            host: "n1",
+            field_path: "spec.containers{app}",
+        };
+        server
+            .block_on(api::record_event(&*server.store, &pod, what))
+            .unwrap();
+    };
+    record("again");
+    record("again");
+    record("once");
+    let uid = pod["metadata"]["uid"].as_str().unwrap();
+    let path = "/api/v1/namespaces/default/events";
+    let selected = format!("{path}?fieldSelector=involvedObject.name%3Da,involvedObject.uid%3D{uid}");
+    let counts = || -> Vec<(String, i64)> {
+        let list = server.get(&selected).expect(200);
+        let items = list["items"].as_array().unwrap().iter();
+        let pairs = items.map(|it| {
+            (
+                it["message"].as_str().unwrap().to_owned(),
+                it["count"].as_i64().unwrap(),
+            )
+        });
+        let mut pairs: Vec<_> = pairs.collect();
+        pairs.sort();
+        pairs
+    };
+    assert_eq!(counts(), [("again".to_owned(), 2), ("once".to_owned(), 1)]);
+    let old = server.get(&selected).expect(200)["items"][0]["metadata"]["name"]
+        .as_str()
+        .unwrap()
+        .to_owned();
+    let patch = json!({ "lastTimestamp": "2020-01-01T00:00:00Z" });
+    server.call("PATCH", &format!("{path}/{old}"), &patch).expect(200);
+    assert_eq!(server.block_on(api::sweep_events(&*server.store)).unwrap(), 1);
+    assert_eq!(counts().len(), 1);
 }

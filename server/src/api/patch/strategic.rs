@@ -332,11 +332,16 @@ mod tests {
 
     use super::*;
 
+    #[allow(
+        clippy::needless_pass_by_value,
+        reason = "the cases read better without a borrow each"
+    )]
     fn check(document: Value, patch: Value, expected: Option<Value>) {
         let found = apply("Pod", &document, &patch);
         assert_eq!(found.clone().ok(), expected, "{document} {patch} {found:?}");
     }
 
+    #[allow(clippy::needless_pass_by_value, reason = "as above")]
     fn spec(containers: Value) -> Value {
         json!({"spec": {"containers": containers}})
     }

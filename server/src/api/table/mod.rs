@@ -272,7 +272,7 @@ pub(crate) fn render<'a>(
     resource: &Resource,
     version: &str,
     objects: impl Iterator<Item = &'a Value>,
-    metadata: Value,
+    metadata: &Value,
     include: Include,
     headings: bool,
 ) -> Value {

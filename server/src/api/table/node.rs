@@ -44,14 +44,12 @@ pub(crate) const COLUMNS: &[Column] = &[
 ];
 
 fn status(node: &Value) -> String {
-    let conditions = node
+    let mut conditions = node
         .pointer("/status/conditions")
         .and_then(Value::as_array)
         .into_iter()
         .flatten();
-    let ready = conditions
-        .filter(|it| it.get("type").is_some_and(|kind| kind == "Ready"))
-        .next_back();
+    let ready = conditions.rfind(|it| it.get("type").is_some_and(|kind| kind == "Ready"));
     let mut words = match ready.map(|it| text_or(it, "/status", "Unknown")) {
         Some("True") => "Ready".to_owned(),
         Some(_) => "NotReady".to_owned(),
