@@ -28,7 +28,6 @@ pub(crate) fn agent(workspace: &Workspace, target: &str) -> Result<PathBuf> {
     println!("agent for {target}");
     std_for(workspace, target)?;
     let compiler = c_compiler(workspace, target)?;
-    let upper = target.to_uppercase().replace('-', "_");
     let lower = target.replace('-', "_");
     command::run(
         command::at(workspace.root(), "cargo")
@@ -46,10 +45,8 @@ pub(crate) fn agent(workspace: &Workspace, target: &str) -> Result<PathBuf> {
             .env(format!("CC_{lower}"), &compiler.cc)
             .env(format!("AR_{lower}"), &compiler.ar)
             .env("ZIG_GLOBAL_CACHE_DIR", workspace.tools().join("zig-cache"))
-            // A RUSTFLAGS from outside, even an empty one, would replace the next line's.
-            .env_remove("RUSTFLAGS")
-            .env_remove("CARGO_ENCODED_RUSTFLAGS")
-            .env(format!("CARGO_TARGET_{upper}_RUSTFLAGS"), FLAGS),
+            // With --target these reach no build script. A RUSTFLAGS from outside comes second to them.
+            .env("CARGO_ENCODED_RUSTFLAGS", flags(workspace)),
     )?;
     let built = workspace.target().join(target).join("release/skiff-agent");
     let dist = workspace.target().join("dist");
@@ -60,8 +57,21 @@ pub(crate) fn agent(workspace: &Workspace, target: &str) -> Result<PathBuf> {
     Ok(copy)
 }
 
-/// Not position independent: 100 kB less memory for each shim, whose pages then need no relocation.
-const FLAGS: &str = "-C linker=rust-lld -C target-feature=+crt-static -C relocation-model=static";
+/// Not position independent: 100 kB less memory for each shim, whose pages then need no relocation. Equal functions
+/// are folded into one, and the tables that only unwinding needs are left out: together half a megabyte.
+fn flags(workspace: &Workspace) -> String {
+    let script = workspace.root().join("xtask/src/static.ld");
+    // cargo splits a plain RUSTFLAGS at spaces, which a path may hold; its encoded form is split at this character.
+    [
+        "-Clinker=rust-lld",
+        "-Ctarget-feature=+crt-static",
+        "-Crelocation-model=static",
+        "-Clink-arg=--icf=all",
+        "-Clink-arg=--no-eh-frame-hdr",
+        &format!("-Clink-arg=-T{}", script.display()),
+    ]
+    .join("\x1f")
+}
 
 /// Prints the facts and fails where one of them breaks a promise.
 fn check(workspace: &Workspace, path: &Path, target: &str) -> Result<()> {

@@ -39,7 +39,12 @@ mod words {
 
     pub(super) fn enrol(layout: &Layout) -> Vec<String> {
         let mut words = with_server(layout);
-        words.extend(["node".into(), "enrol".into(), Fleet::NODE.into()]);
+        words.extend([
+            "node".into(),
+            "enrol".into(),
+            Fleet::NODE.into(),
+            "--token-only".into(),
+        ]);
         words
     }
 
@@ -61,6 +66,14 @@ mod words {
     pub(super) fn run(layout: &Layout) -> Vec<String> {
         vec![
             "run".into(),
+            "--config".into(),
+            layout.config.display().to_string(),
+        ]
+    }
+
+    pub(super) fn stop(layout: &Layout) -> Vec<String> {
+        vec![
+            "stop".into(),
             "--config".into(),
             layout.config.display().to_string(),
         ]
@@ -375,6 +388,13 @@ impl Drop for Fleet {
         // The agent before the server: it says goodbye over the server's broker.
         for process in self.processes.iter_mut().rev() {
             process.stop();
+        }
+        // Pods outlive their agent by design: this ends those that could not be deleted.
+        if self.processes.len() == 2
+            && let Err(error) =
+                command::quiet(Command::new(&self.binaries.agent).args(words::stop(&self.layout)))
+        {
+            eprintln!("warning: {error:#}");
         }
         leftovers::sweep(
             &self.layout.dir,
