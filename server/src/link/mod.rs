@@ -165,7 +165,10 @@ fn refused(container: &str, node: String, cause: String) -> LogError {
         return LogError::NoPrevious { container };
     }
     match cause.split_once(" is waiting to start: ") {
-        Some((_, reason)) => LogError::Waiting { container, reason: reason.to_owned() },
+        Some((_, reason)) => LogError::Waiting {
+            container,
+            reason: reason.to_owned(),
+        },
         None => LogError::Failed { node, cause },
     }
 }

@@ -374,7 +374,9 @@ impl Node {
     /// The node asks for objects; what it asked for before is what it asks for again, or has.
     pub(crate) fn need(&mut self, generation: u64, keys: Vec<ObjectKey>) {
         self.wanted_for = generation;
-        let known = keys.into_iter().filter(|key| self.state.objects.contains_key(key));
+        let known = keys
+            .into_iter()
+            .filter(|key| self.state.objects.contains_key(key));
         self.wanted = known.collect();
     }
 
@@ -386,14 +388,19 @@ impl Node {
         }
         let (mut objects, mut bytes) = (Vec::new(), 0);
         for key in std::mem::take(&mut self.wanted) {
-            let Some(object) = self.state.objects.get(&key) else { continue };
+            let Some(object) = self.state.objects.get(&key) else {
+                continue;
+            };
             if !objects.is_empty() && bytes + object.bytes.len() > limits::OBJECTS_MESSAGE {
                 break;
             }
             bytes += object.bytes.len();
             objects.push(object.bytes.clone());
         }
-        (!objects.is_empty()).then_some(Down::Objects { generation: self.wanted_for, objects })
+        (!objects.is_empty()).then_some(Down::Objects {
+            generation: self.wanted_for,
+            objects,
+        })
     }
 
     /// The deadline has passed. `grace` is how long the node has to say hello when it is asked.

@@ -1,1 +1,186 @@
-//! Tables for compile.
+//! Tables for what nodes shall have.
+
+use serde_json::json;
+use skiff_protocol::wire::desired::Index;
+
+use super::*;
+
+fn object(resource: &str, name: &str, number: u8, value: Value) -> Arc<Object> {
+    let uid = Uid::from_random([number; 16]).to_string();
+    let mut value = value;
+    value["metadata"]["name"] = name.into();
+    value["metadata"]["namespace"] = "default".into();
+    value["metadata"]["uid"] = uid.clone().into();
+    if value["metadata"]["creationTimestamp"].is_null() {
+        value["metadata"]["creationTimestamp"] = format!("2026-01-01T00:00:{:02}Z", number % 60).into();
+    }
+    Arc::new(Object {
+        key: Key::new(resource, "default", name),
+        uid,
+        revision: u64::from(number),
+        value,
+    })
+}
+
+fn pod(name: &str, number: u8, change: impl FnOnce(&mut Value)) -> Arc<Object> {
+    let mut value = json!({
+        "apiVersion": "v1", "kind": "Pod", "metadata": {},
+        "spec": { "nodeName": "a", "containers": [{ "name": "app", "image": "x:1" }] },
+        "status": { "phase": "Pending" },
+    });
+    change(&mut value);
+    object("pods", name, number, value)
+}
+
+fn reads(kind: &str, name: &str) -> impl FnOnce(&mut Value) {
+    let from = json!([{ kind: { "name": name } }]);
+    move |it| it["spec"]["containers"][0]["envFrom"] = from
+}
+
+fn nodes(names: &[&str]) -> BTreeSet<String> {
+    names.iter().map(|name| (*name).to_owned()).collect()
+}
+
+fn decoded(state: &NodeState) -> Vec<Wire> {
+    let objects = state.objects.values();
+    objects
+        .map(|it| postcard::from_bytes(&it.bytes).unwrap())
+        .collect()
+}
+
+#[test]
+fn changes_concern_the_nodes_whose_desired_state_they_change() {
+    let mut world = World::default();
+    let web = pod("web", 1, reads("configMapRef", "c"));
+    assert_eq!(world.put(&web), nodes(&["a"]));
+    assert_eq!(
+        world.put(&pod("idle", 2, |it| it["spec"]["nodeName"] = "".into())),
+        nodes(&[])
+    );
+    let config = |value: &str| object("configmaps", "c", 3, json!({ "data": { "k": value } }));
+    assert_eq!(world.put(&config("v")), nodes(&["a"]));
+    assert_eq!(world.put(&config("v")), nodes(&[]), "the same data again");
+    assert_eq!(world.put(&config("w")), nodes(&["a"]));
+    assert_eq!(
+        world.put(&object("configmaps", "d", 4, json!({ "data": {} }))),
+        nodes(&[]),
+        "nobody reads it"
+    );
+    let running = pod("web", 1, |it| {
+        reads("configMapRef", "c")(it);
+        it["status"] = json!({ "phase": "Running" });
+    });
+    assert_eq!(world.put(&running), nodes(&[]), "status alone");
+    let moved = pod("web", 1, |it| {
+        reads("configMapRef", "c")(it);
+        it["spec"]["nodeName"] = "b".into();
+    });
+    assert_eq!(world.put(&moved), nodes(&["a", "b"]));
+    assert!(world.desired("a").objects.is_empty());
+    assert_eq!(world.desired("b").objects.len(), 2);
+    assert_eq!(
+        world.remove(&Key::new("configmaps", "default", "c")),
+        nodes(&["b"])
+    );
+    assert_eq!(world.remove(&moved.key), nodes(&["b"]));
+    assert_eq!(world.desired("b").index, Index::default());
+    assert!(!world.knows(&moved.uid.parse().unwrap()));
+}
+
+#[test]
+fn data_is_decoded_and_what_cannot_be_is_as_if_missing() {
+    let mut world = World::default();
+    world.put(&pod("web", 1, reads("secretRef", "s")));
+    let secret = |data: Value| object("secrets", "s", 2, data);
+    world.put(&secret(json!({ "data": { "k": "aHVzaA==" } })));
+    let state = world.desired("a");
+    let data: Vec<Vec<u8>> = decoded(&state)
+        .into_iter()
+        .filter_map(|it| match it {
+            Wire::Secret(it) => Some(it.data["k"].clone()),
+            _ => None,
+        })
+        .collect();
+    assert_eq!(data, [b"hush".to_vec()]);
+    for bad in [json!({ "data": { "k": "!" } }), json!({ "data": { "k": 1 } })] {
+        world.put(&secret(bad));
+        assert_eq!(world.desired("a").objects.len(), 1, "only the Pod");
+    }
+}
+
+#[test]
+fn pods_that_shall_not_run_are_left_out() {
+    let check = |change: fn(&mut Value), wanted: bool, refused: Option<&str>| {
+        let mut world = World::default();
+        world.put(&pod("web", 1, change));
+        let state = world.desired("a");
+        assert_eq!(state.objects.len(), usize::from(wanted));
+        assert_eq!(state.refused.first().map(|it| it.1.reason), refused);
+    };
+    fn deleted(it: &mut Value, grace: i64) {
+        it["metadata"]["deletionTimestamp"] = "2026-01-01T00:00:00Z".into();
+        it["metadata"]["deletionGracePeriodSeconds"] = grace.into();
+    }
+    check(|_| {}, true, None);
+    check(|it| deleted(it, 30), true, None);
+    check(|it| deleted(it, 0), false, None);
+    check(|it| it["status"] = json!({ "phase": "Failed" }), false, None);
+    check(
+        |it| it["status"] = json!({ "phase": "Failed", "containerStatuses": [{}] }),
+        true,
+        None,
+    );
+    check(
+        |it| it["spec"]["containers"] = json!([]),
+        false,
+        Some("InvalidPod"),
+    );
+    check(
+        |it| {
+            let arg = "x".repeat(250 * 1024);
+            let containers =
+                (0..7).map(|at| json!({ "name": format!("c{at}"), "image": "x:1", "args": [arg] }));
+            it["spec"]["containers"] = containers.collect();
+        },
+        false,
+        Some("TooLarge"),
+    );
+}
+
+#[test]
+fn the_grace_of_a_deletion_travels() {
+    let mut world = World::default();
+    world.put(&pod("web", 1, |it| {
+        it["metadata"]["deletionTimestamp"] = "2026-01-01T00:00:00Z".into();
+        it["metadata"]["deletionGracePeriodSeconds"] = 7.into();
+    }));
+    let Some(Wire::Pod(spec)) = decoded(&world.desired("a")).pop() else {
+        panic!("no Pod")
+    };
+    assert_eq!(spec.deletion_grace_seconds, Some(7));
+}
+
+#[test]
+fn earlier_pods_have_precedence_when_a_node_is_full() {
+    let mut world = World::default();
+    for number in 0..=bounds::PODS {
+        let at = |it: &mut Value| {
+            it["metadata"]["creationTimestamp"] =
+                format!("2026-01-01T00:{:02}:{:02}Z", number / 60, number % 60).into()
+        };
+        let mut object = pod(&format!("p{number}"), 0, at);
+        // The uid of `pod` has only 256 values.
+        let inner = Arc::get_mut(&mut object).unwrap();
+        inner.uid = format!("00000000-0000-4000-8000-{number:012x}");
+        inner.value["metadata"]["uid"] = inner.uid.clone().into();
+        world.put(&object);
+    }
+    let state = world.desired("a");
+    assert_eq!(state.objects.len(), bounds::PODS);
+    let refused: Vec<_> = state
+        .refused
+        .iter()
+        .map(|(pod, why)| (pod.key.name.as_str(), why.reason))
+        .collect();
+    assert_eq!(refused, [(format!("p{}", bounds::PODS).as_str(), "OutOfpods")]);
+}

@@ -1,1 +1,125 @@
-//! Tables for nodes.
+//! Tables for Node objects.
+
+use super::*;
+
+const NOW: &str = "2026-06-01T00:00:00Z";
+
+fn described(info: &NodeInfo) -> Value {
+    let name = NodeName::parse("rover-7").unwrap();
+    let mut node = new_node(&name);
+    describe(&mut node, &name, info, NOW);
+    node
+}
+
+#[test]
+fn a_node_brings_only_labels_that_are_its_own_to_bring() {
+    let check = |key: &str, value: &str, kept: bool| {
+        let info = NodeInfo {
+            labels: vec![(key.into(), value.into())],
+            ..NodeInfo::default()
+        };
+        let node = described(&info);
+        assert_eq!(node["metadata"]["labels"][key] == value, kept, "{key}={value}");
+        assert_eq!(node["metadata"]["labels"]["kubernetes.io/hostname"], "rover-7");
+    };
+    check("site", "north", true);
+    check("example.com/site", "", true);
+    check("topology.kubernetes.io/zone", "z1", true);
+    check("kubernetes.io/hostname", "other", false);
+    check("node-role.kubernetes.io/control-plane", "", false);
+    check("a/b/c", "x", false);
+    check("/a", "x", false);
+    check("a b", "x", false);
+    check("", "x", false);
+    check("site", "-x", false);
+    check("site", &"x".repeat(64), false);
+}
+
+#[test]
+fn labels_of_people_stay_and_those_the_node_dropped_go() {
+    let name = NodeName::parse("rover-7").unwrap();
+    let mut info = NodeInfo {
+        labels: vec![("site".into(), "north".into())],
+        ..NodeInfo::default()
+    };
+    let mut node = described(&info);
+    node["metadata"]["labels"]["mine"] = "yes".into();
+    node["spec"]["unschedulable"] = true.into();
+    info.labels = vec![("rack".into(), "1".into())];
+    describe(&mut node, &name, &info, NOW);
+    let labels = &node["metadata"]["labels"];
+    assert_eq!(
+        (&labels["mine"], &labels["rack"], labels.get("site")),
+        (&json!("yes"), &json!("1"), None)
+    );
+    assert_eq!(node["spec"]["unschedulable"], true);
+}
+
+#[test]
+fn liveness_becomes_conditions() {
+    let info = NodeInfo {
+        conditions: vec![skiff_protocol::wire::NodeCondition {
+            kind: "DiskPressure".into(),
+            status: false,
+            reason: "Enough".into(),
+            message: String::new(),
+        }],
+        ..NodeInfo::default()
+    };
+    let mut node = described(&info);
+    let check = |node: &Value, kind: &str, expected: (&str, &str)| {
+        let list = node["status"]["conditions"].as_array().unwrap();
+        let found = list.iter().find(|it| it["type"] == kind).unwrap();
+        assert_eq!(
+            (
+                found["status"].as_str().unwrap(),
+                found["reason"].as_str().unwrap()
+            ),
+            expected,
+            "{kind}"
+        );
+    };
+    set_liveness(&mut node, &Liveness::Ready, NOW);
+    check(&node, "Ready", ("True", "AgentReady"));
+    check(&node, "DiskPressure", ("False", "Enough"));
+    assert_eq!(node["status"]["conditions"][0]["lastHeartbeatTime"], NOW);
+    set_liveness(&mut node, &Liveness::Unknown, "2026-06-01T01:00:00Z");
+    check(&node, "Ready", ("Unknown", "NodeStatusUnknown"));
+    check(&node, "DiskPressure", ("Unknown", "NodeStatusUnknown"));
+    assert_eq!(
+        node["status"]["conditions"][0]["lastHeartbeatTime"], NOW,
+        "its last word was then"
+    );
+    set_liveness(&mut node, &Liveness::Incompatible { versions: (2, 3) }, NOW);
+    check(&node, "Ready", ("False", "IncompatibleAgent"));
+}
+
+#[test]
+fn capacities_and_addresses() {
+    let info = NodeInfo {
+        address: "10.1.2.3".into(),
+        cpu_milli: 4000,
+        allocatable_cpu_milli: 3800,
+        memory: 2 << 30,
+        pods: 110,
+        ..NodeInfo::default()
+    };
+    let node = described(&info);
+    let status = &node["status"];
+    assert_eq!(
+        (&status["capacity"]["cpu"], &status["allocatable"]["cpu"]),
+        (&json!("4"), &json!("3800m"))
+    );
+    assert_eq!(
+        (&status["capacity"]["memory"], &status["capacity"]["pods"]),
+        (&json!("2097152Ki"), &json!("110"))
+    );
+    assert_eq!(address(&node), "10.1.2.3");
+    assert_eq!(
+        address(&described(&NodeInfo {
+            address: "nonsense".into(),
+            ..info
+        })),
+        ""
+    );
+}
