@@ -14,7 +14,7 @@ pub(crate) struct Lines {
 impl Lines {
     /// Takes bytes as they were read; `emit(bytes, partial)` gets the records that they complete.
     pub(crate) fn feed(&mut self, mut bytes: &[u8], emit: &mut impl FnMut(&[u8], bool)) {
-        while let Some(end) = bytes.iter().position(|&byte| byte == b'\n') {
+        while let Some(end) = memchr::memchr(b'\n', bytes) {
             let (line, tail) = (&bytes[..end], &bytes[end + 1..]);
             if self.rest.is_empty() {
                 let last = split_long(line, emit);

@@ -34,8 +34,8 @@ const MARK: u16 = 0x5a5a;
 const PARTIAL: u8 = 1;
 const BLOCKS: u64 = 32;
 
-/// Bytes that are buffered before they are written.
-const FLUSH_AT: usize = 64 * 1024;
+/// Bytes that are buffered before they are written. Large enough for the allocator to give the buffer back at once.
+const FLUSH_AT: usize = 160 * 1024;
 
 /// How often a reader tries to get ahead of a writer that keeps overtaking it.
 const MAX_TRIES: usize = 16;
@@ -236,6 +236,9 @@ impl Writer {
     /// Adds a record of at most [`MAX_LINE`] bytes; what is longer is cut. It can be read after [`Writer::flush`].
     pub fn append(&mut self, stream: Stream, unix_ns: i64, partial: bool, bytes: &[u8]) {
         let bytes = &bytes[..bytes.len().min(MAX_LINE)];
+        if self.pending.capacity() == 0 {
+            self.pending.reserve_exact(FLUSH_AT);
+        }
         if self.pending.len() + padded(bytes.len()) > FLUSH_AT {
             self.flush();
         }
@@ -244,15 +247,17 @@ impl Writer {
             Some(block) if offset < block.offset + self.capacity / BLOCKS => block.records += 1,
             _ => self.pending_blocks.push(Block { offset, records: 1 }),
         }
-        self.pending
-            .extend_from_slice(&(bytes.len() as u32).to_le_bytes());
-        self.pending
-            .extend_from_slice(&[stream.index() as u8, if partial { PARTIAL } else { 0 }]);
-        self.pending.extend_from_slice(&MARK.to_le_bytes());
-        self.pending.extend_from_slice(&offset.to_le_bytes());
-        self.pending.extend_from_slice(&unix_ns.to_le_bytes());
+        let mut header = [0; RECORD];
+        header[..4].copy_from_slice(&(bytes.len() as u32).to_le_bytes());
+        header[4] = stream.index() as u8;
+        header[5] = if partial { PARTIAL } else { 0 };
+        header[6..8].copy_from_slice(&MARK.to_le_bytes());
+        header[8..16].copy_from_slice(&offset.to_le_bytes());
+        header[16..].copy_from_slice(&unix_ns.to_le_bytes());
+        self.pending.extend_from_slice(&header);
         self.pending.extend_from_slice(bytes);
-        self.pending.resize(self.pending.len().next_multiple_of(8), 0);
+        let padding = padded(bytes.len()) - RECORD - bytes.len();
+        self.pending.extend_from_slice(&[0; 8][..padding]);
         self.bounds.records += 1;
     }
 

@@ -1,5 +1,7 @@
 //! What a container may not do, seen from inside and from the kernel's files.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on ends here")]
+
 mod common;
 
 use std::fs;
@@ -9,8 +11,11 @@ use skiff_shim::protocol::RequestBody;
 use skiff_sys::cgroup::Version;
 use skiff_sys::{ContainerConfig, Limits, Mount, MountKind, Rlimit, Seccomp, User};
 
+/// Name, change of the plain configuration, script, expected output.
+type Case<'a> = (&'a str, &'a dyn Fn(&mut ContainerConfig), &'a str, &'a str);
+
 /// Runs scripts in one Pod, each in a container of its own, and compares what they print.
-fn check_all(subnet: u8, cases: &[(&str, &dyn Fn(&mut ContainerConfig), &str, &str)]) {
+fn check_all(subnet: u8, cases: &[Case<'_>]) {
     let mut pod = Pod::sandboxed(subnet);
     for (name, change, script, expected) in cases {
         let mut config = pod.shell(name, script);

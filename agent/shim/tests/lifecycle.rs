@@ -1,5 +1,7 @@
 //! Containers from start to exit, through a real shim: what runs, how it ends, and who learns of it.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on ends here")]
+
 mod common;
 
 use std::time::{Duration, Instant};

@@ -269,6 +269,40 @@ impl Cgroups {
         Ok(())
     }
 
+    /// Makes the next move of a process into a cgroup fast.
+    ///
+    /// The first move takes a lock for which the kernel waits a whole RCU grace period, 13 ms on the machine where it was
+    /// measured; another one soon after does not. A process that moves itself to where it is already takes that lock
+    /// too, so one that is forked for this early lets the wait pass while a sandbox or a root filesystem is made.
+    /// Nothing comes of it when it fails.
+    pub fn warm_up(&self) {
+        let own = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
+        let tracking = V1_TRACKING
+            .iter()
+            .find(|name| self.controllers.contains(**name))
+            .copied();
+        let wanted = if self.version == Version::V2 {
+            Some("")
+        } else {
+            tracking
+        };
+        let path = own.lines().find_map(|line| {
+            let (_, rest) = line.split_once(':')?;
+            let (controllers, path) = rest.split_once(':')?;
+            wanted
+                .filter(|wanted| controllers.split(',').any(|name| name == *wanted))
+                .map(|_| path)
+        });
+        if let (Some(controller), Some(path)) = (wanted, path) {
+            let _ = write(
+                &self
+                    .dir(controller, path.trim_start_matches('/'))
+                    .join("cgroup.procs"),
+                "0",
+            );
+        }
+    }
+
     /// All processes of a cgroup and those below it.
     ///
     /// # Errors

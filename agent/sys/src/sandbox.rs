@@ -43,7 +43,6 @@ pub fn create(config: &SandboxConfig, cgroups: &Cgroups) -> Result<()> {
 }
 
 fn try_create(config: &SandboxConfig, cgroups: &Cgroups) -> Result<()> {
-    cgroups.ensure_pod(&config.cgroup)?;
     fs::create_dir_all(&config.ns_dir).doing_path("make", &config.ns_dir)?;
     let mut host = Netlink::open()?;
     let mut flags = CloneFlags::CLONE_NEWIPC | CloneFlags::CLONE_NEWUTS;
@@ -61,7 +60,9 @@ fn try_create(config: &SandboxConfig, cgroups: &Cgroups) -> Result<()> {
     }
     let shm = config.ns_dir.join("shm");
     fs::create_dir_all(&shm).doing_path("make", &shm)?;
-    mount::tmpfs(&shm, config.shm_bytes, 0o1777)
+    mount::tmpfs(&shm, config.shm_bytes, 0o1777)?;
+    // Last, because the cgroup lock may be held meanwhile: see `Cgroups::warm_up`.
+    cgroups.ensure_pod(&config.cgroup)
 }
 
 /// Binds a namespace of this process to a file, so that it lives on without a process.

@@ -2,6 +2,7 @@
 //! other test uses, all removed at the end.
 
 #![allow(dead_code, unreachable_pub, reason = "each test binary uses a part")]
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on ends here")]
 
 use std::fs;
 use std::io::Read;
