@@ -253,7 +253,7 @@ impl Server {
         }
         let code = response.status();
         let body = Limited::new(response.into_body(), 1 << 20).collect().await;
-        let body = body.map(|body| body.to_bytes()).unwrap_or_default();
+        let body = body.map(http_body_util::Collected::to_bytes).unwrap_or_default();
         Err(refusal(code, &body))
     }
 

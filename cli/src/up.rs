@@ -7,7 +7,6 @@
 //! Always holds: the agent runs no longer than this process, and the Pods that it ran are ended with it; what server
 //! and node have stored stays for the next time.
 
-use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
@@ -225,7 +224,7 @@ fn find(told: Option<&Path>) -> anyhow::Result<PathBuf> {
         return Ok(std::path::absolute(program)?);
     }
     let beside = std::env::current_exe().ok().map(|own| own.with_file_name(AGENT));
-    let path = std::env::var_os("PATH").unwrap_or_else(OsString::new);
+    let path = std::env::var_os("PATH").unwrap_or_default();
     let on_path = std::env::split_paths(&path).map(|directory| directory.join(AGENT));
     let found = beside
         .into_iter()

@@ -131,7 +131,7 @@ fn without_nulls(value: &Value) -> Value {
 mod tests {
     use super::*;
 
-    fn pod(spec: Value) -> Value {
+    fn pod(spec: &Value) -> Value {
         json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "a", "labels": {"app": "a"}}, "spec": spec})
     }
 
@@ -161,7 +161,7 @@ mod tests {
     #[test]
     fn patches() {
         let containers = json!([{"name": "c", "image": "i:1", "env": [{"name": "A", "value": "1"}]}]);
-        let base = pod(json!({"containers": containers, "hostname": "h"}));
+        let base = pod(&json!({"containers": containers, "hostname": "h"}));
         assert_eq!(change(&base, &base), None, "applied twice");
 
         let mut next = base.clone();
