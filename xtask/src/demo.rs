@@ -64,11 +64,11 @@ fn show(workspace: &Workspace, fleet: &mut Fleet) -> Result<()> {
     println!("==> kubectl get nodes, pods");
     command::run(&mut fleet.kubectl(&["get", "nodes"]))?;
     command::run(&mut fleet.kubectl(&["get", "pods", "-o", "wide"]))?;
-    for (pod, container) in [("counter", "app"), ("mysql", "mysql")] {
+    for (pod, container, sign) in [("counter", "app", "count "), ("mysql", "mysql", "ready")] {
         println!("==> kubectl logs {pod} -c {container}");
-        // The counter counts once a second: wait for its first line.
+        // Running comes before the first useful line: the counter may look for redis before that listens.
         fleet.wait("a log line", Duration::from_secs(20), |fleet| {
-            Ok((!logs(fleet, pod, container)?.trim().is_empty()).then_some(()))
+            Ok(logs(fleet, pod, container)?.contains(sign).then_some(()))
         })?;
         println!("{}", logs(fleet, pod, container)?.trim_end());
     }

@@ -111,7 +111,7 @@ impl Layout {
         Self {
             dir: dir.to_owned(),
             server: dir.join("server"),
-            kubeconfig: dir.join("server/kubeconfig"),
+            kubeconfig: dir.join("server/admin.kubeconfig"),
             config: dir.join("agent.toml"),
             state: dir.join("node"),
             run: PathBuf::from(format!("/run/skiff-{name}")),
