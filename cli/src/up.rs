@@ -211,6 +211,8 @@ impl Agent {
                 self.program.display()
             );
         }
+        // Empty by now; if it is not, what is in it is for somebody to look at.
+        let _ = std::fs::remove_dir(&self.run);
         Ok(())
     }
 }
