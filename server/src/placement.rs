@@ -176,7 +176,8 @@ impl Node {
             (lacks(asked.pods, total.pods, has.pods), "Too many pods"),
         ]
         .into_iter()
-        .filter_map(|(lacks, why)| lacks.then(|| why.to_owned()))
+        .filter(|(lacks, _)| *lacks)
+        .map(|(_, why)| why.to_owned())
         .collect()
     }
 }

@@ -37,7 +37,7 @@ pub(crate) fn describe(node: &mut Value, name: &NodeName, info: &NodeInfo, now: 
     labels(node, name, info);
     let Some(status) = status_of(node) else { return };
     let cpu = |milli: u64| {
-        if milli % 1000 == 0 {
+        if milli.is_multiple_of(1000) {
             (milli / 1000).to_string()
         } else {
             format!("{milli}m")

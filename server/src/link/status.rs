@@ -49,8 +49,8 @@ pub(crate) fn apply(pod: &mut Value, said: &PodStatus, host_ip: &str, now: &str)
         .take(limits::CONTAINERS)
         .filter_map(|it| {
             let (_, image) = names.iter().find(|(name, _)| *name == it.name)?;
-            let before = old["containerStatuses"].as_array().into_iter().flatten();
-            let before = before.filter(|old| old["name"] == it.name.as_str()).next_back();
+            let mut before = old["containerStatuses"].as_array().into_iter().flatten();
+            let before = before.find(|old| old["name"] == it.name.as_str());
             Some(container(it, image, before.unwrap_or(&Value::Null), &times))
         })
         .collect();

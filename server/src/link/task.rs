@@ -536,7 +536,7 @@ impl Task {
 
     fn written(&mut self, done: Done) {
         match done {
-            Done::Written(ended) => self.writes.ended(ended),
+            Done::Written(ended) => self.writes.ended(*ended),
             Done::Reserved(name, bound) => {
                 if let Some(node) = self.nodes.get_mut(&name) {
                     node.reserved(bound, Instant::now());

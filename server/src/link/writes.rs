@@ -72,7 +72,7 @@ struct Lane {
 /// A job's end.
 pub(crate) enum Done {
     /// A node's words are in the store, or could not be written and wait again.
-    Written(Ended),
+    Written(Box<Ended>),
     /// Generations are reserved up to the bound; nothing when the store failed.
     Reserved(NodeName, Option<u64>),
 }
@@ -171,7 +171,7 @@ impl Writes {
             if let Ok(Done::Written(ended)) = done
                 && ended.failed.is_empty()
             {
-                self.ended(ended);
+                self.ended(*ended);
             }
         }
     }
@@ -202,7 +202,7 @@ impl Writes {
             if !failed.is_empty() {
                 tokio::time::sleep(crate::RETRY).await;
             }
-            Done::Written(Ended { node, failed })
+            Done::Written(Box::new(Ended { node, failed }))
         });
     }
 }

@@ -31,12 +31,12 @@ fn pods_go_where_they_fit_or_hear_why_not() {
     let unready = |it: &mut Value| it["status"]["conditions"][0]["status"] = "Unknown".into();
     let cordoned = |it: &mut Value| it["spec"]["unschedulable"] = true.into();
     let tainted = |it: &mut Value| {
-        it["spec"]["taints"] = json!([{ "key": "gpu", "value": "yes", "effect": "NoSchedule" }])
+        it["spec"]["taints"] = json!([{ "key": "gpu", "value": "yes", "effect": "NoSchedule" }]);
     };
     let preferred =
         |it: &mut Value| it["spec"]["taints"] = json!([{ "key": "gpu", "effect": "PreferNoSchedule" }]);
     let small = |it: &mut Value| {
-        it["status"]["allocatable"] = json!({ "cpu": "0.1", "memory": "128Mi", "pods": "0" })
+        it["status"]["allocatable"] = json!({ "cpu": "0.1", "memory": "128Mi", "pods": "0" });
     };
     let none = Amount::default();
     let half = Amount {

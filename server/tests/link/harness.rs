@@ -38,8 +38,13 @@ pub(crate) struct Fleet {
 
 impl Fleet {
     pub(crate) async fn start() -> Self {
+        Self::start_with(|_, _| {}).await
+    }
+
+    /// A fleet whose configuration `change` has changed; it is told the data directory.
+    pub(crate) async fn start_with(change: impl FnOnce(&mut Config, &Path)) -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let (server, api) = start(dir.path(), |_| {}).await;
+        let (server, api) = start(dir.path(), |config| change(config, dir.path())).await;
         Self {
             dir,
             server: Some(server),
@@ -263,6 +268,21 @@ impl SimNode {
         }
     }
 
+    /// The API as this node may use it: by its certificate.
+    pub(crate) fn api(&self) -> Api {
+        let identity = tls::Identity {
+            certificates_pem: &self.joined.certificate,
+            key_pem: &self.key,
+        };
+        let tls =
+            tls::client_config(&self.joined.ca_certificate, Some(identity), &tls::Clock::system()).unwrap();
+        Api {
+            url: self.joined.server_urls[0].clone(),
+            token: None,
+            tls,
+        }
+    }
+
     pub(crate) fn server_key(&self) -> Vec<u8> {
         from_base64(&self.joined.signing_key).unwrap()
     }
@@ -414,18 +434,14 @@ impl SimNode {
     }
 
     /// Nothing that `pick` takes comes for a while.
-    pub(crate) async fn expect_none(&mut self, what: &str, mut pick: impl FnMut(&Down) -> bool) {
+    pub(crate) async fn expect_none(&mut self, what: &str, pick: impl Fn(&Down) -> bool) {
         let wait = timeout(Duration::from_millis(300), async {
             loop {
                 self.step(u64::MAX).await;
             }
         });
         let _elapsed: Result<(), _> = wait.await;
-        assert!(
-            !self.came.iter().any(|down| pick(down)),
-            "{what}: {:?}",
-            self.came
-        );
+        assert!(!self.came.iter().any(pick), "{what}: {:?}", self.came);
     }
 
     /// The next desired state, as it came.

@@ -1,6 +1,12 @@
 //! The link end to end: a real server with its embedded broker on loopback, and nodes that speak the wire.
 
+#![allow(
+    clippy::unwrap_used,
+    reason = "a test ends with the first thing that goes wrong"
+)]
+
 mod harness;
+mod others;
 
 use std::time::{Duration, Instant};
 

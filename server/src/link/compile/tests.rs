@@ -166,7 +166,7 @@ fn earlier_pods_have_precedence_when_a_node_is_full() {
     for number in 0..=bounds::PODS {
         let at = |it: &mut Value| {
             it["metadata"]["creationTimestamp"] =
-                format!("2026-01-01T00:{:02}:{:02}Z", number / 60, number % 60).into()
+                format!("2026-01-01T00:{:02}:{:02}Z", number / 60, number % 60).into();
         };
         let mut object = pod(&format!("p{number}"), 0, at);
         // The uid of `pod` has only 256 values.
