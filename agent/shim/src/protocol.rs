@@ -323,3 +323,49 @@ pub fn decode<T: DeserializeOwned>(body: &[u8]) -> Result<T, FrameError> {
         Some((&version, _)) => Err(FrameError::Version(version)),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn request(id: u64, body: RequestBody) -> Request {
+        Request { id, body }
+    }
+
+    #[test]
+    fn frames_are_these_bytes() {
+        let check = |message: Request, golden: &[u8]| {
+            let frame = encode(&message).unwrap();
+            assert_eq!(frame, golden);
+            let (length, body) = frame.split_first_chunk().unwrap();
+            assert_eq!(decode_length(*length).unwrap(), body.len());
+            assert_eq!(decode::<Request>(body).unwrap(), message);
+        };
+        check(request(7, RequestBody::State), &[0, 0, 0, 3, 1, 7, 5]);
+        let signal = RequestBody::Signal {
+            container: "a".into(),
+            signal: 15,
+        };
+        check(request(300, signal), &[0, 0, 0, 7, 1, 0xac, 2, 2, 1, b'a', 30]);
+        check(request(0, RequestBody::Shutdown), &[0, 0, 0, 3, 1, 0, 6]);
+    }
+
+    #[test]
+    fn what_is_no_frame_is_refused() {
+        let check = |body: &[u8], expected: &str| {
+            assert_eq!(
+                decode::<Request>(body).unwrap_err().to_string().split(':').next(),
+                Some(expected)
+            );
+        };
+        check(&[], "empty frame");
+        check(&[2, 7, 5], "frame of version 2; this build speaks 1");
+        check(&[1, 7], "malformed frame");
+        check(&[1, 7, 5, 0], "malformed frame");
+        check(&[1, 7, 99], "malformed frame");
+        assert!(decode_length([0; 4]).is_err());
+        assert!(decode_length((MAX_FRAME as u32 + 1).to_be_bytes()).is_err());
+        let name = "x".repeat(MAX_FRAME);
+        assert!(encode(&request(1, RequestBody::Delete { container: name })).is_err());
+    }
+}
