@@ -39,6 +39,9 @@ pub(crate) fn measure(fleet: &mut Fleet, peers: &[Peer], idle: Duration) -> Resu
     let agent = fleet.agent_pid()?;
     settle(fleet)?;
     let empty = pss_kib(agent)?;
+    let anonymous = proc_number(agent, "smaps_rollup", "Pss_Anon:")?;
+    let mapped = proc_number(agent, "smaps_rollup", "Pss_File:")?;
+    let parts = format!("{anonymous} KiB anonymous, {mapped} KiB of the program's file");
 
     let mut api = Api::open(fleet)?;
     let mut applied = Vec::new();
@@ -72,7 +75,7 @@ pub(crate) fn measure(fleet: &mut Fleet, peers: &[Peer], idle: Duration) -> Resu
         "MiB",
         promise::IDLE_PSS_MIB,
         mib(empty),
-        "",
+        &parts,
     ));
     let more = mib(all.saturating_sub(empty)) / PODS as f64;
     rows.push(Row::at_most(
