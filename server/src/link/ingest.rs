@@ -53,6 +53,8 @@ wrongs! {
     Epoch = "epoch is over",
     /// More statuses or events than one message may have.
     TooMany = "too many entries in one message",
+    /// More events than a node may tell of in this time; the rest are left out.
+    TooFast = "events too fast",
 }
 
 /// How often each kind of wrong was seen.

@@ -54,8 +54,12 @@ pub const COMMANDS: usize = 256;
 /// Writes of node and pod state under way at once, over all nodes; the store batches them into few transactions.
 pub const WRITES: usize = 64;
 
-/// Events of one node that wait to be stored; more are counted as lost.
-pub const EVENTS: usize = 4 * limits::EVENTS;
+/// Events that a node may tell of at once: a full message for each of a few Pods.
+pub const EVENT_BURST: u32 = 4 * limits::EVENTS as u32;
+
+/// Events a second that a node may tell of for long, so that no node fills the store: 14,400 within the hour that they
+/// are kept.
+pub const EVENT_RATE: u32 = 4;
 
 /// Labels that a node may bring.
 pub const LABELS: usize = 64;

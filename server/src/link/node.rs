@@ -107,12 +107,14 @@ pub(crate) struct Node {
     patience: Duration,
     /// When the link's task looks at the deadline next.
     pub(crate) armed: Option<Instant>,
-    /// Frames with objects that the broker has not acked.
-    pub(crate) objects_in_flight: usize,
+    /// Frames about its desired state that the broker has not acked.
+    pub(crate) in_flight: usize,
     /// The node's own address, for `hostIP`.
     pub(crate) address: String,
     /// Pods whose refusal has been reported.
     pub(crate) refused: BTreeSet<Uid>,
+    /// Events that it may still tell of, and when that was counted.
+    events: (u32, Option<Instant>),
 }
 
 impl Node {
@@ -139,10 +141,26 @@ impl Node {
             deadline: None,
             patience: limits::RETRY,
             armed: None,
-            objects_in_flight: 0,
+            in_flight: 0,
             address: String::new(),
             refused: BTreeSet::new(),
+            events: (limits::EVENT_BURST, None),
         }
+    }
+
+    /// How many of `wanted` events it may tell of now.
+    pub(crate) fn may_tell(&mut self, wanted: usize, now: Instant) -> usize {
+        let (left, since) = self.events;
+        let since = since.unwrap_or(now);
+        let earned = (now - since).as_secs().saturating_mul(limits::EVENT_RATE.into());
+        let left = u64::from(left)
+            .saturating_add(earned)
+            .min(limits::EVENT_BURST.into());
+        let allowed = left.min(wanted as u64);
+        // Whole seconds are spent; what is left of one counts next time.
+        let counted = since + Duration::from_secs((now - since).as_secs());
+        self.events = ((left - allowed) as u32, Some(counted));
+        allowed as usize
     }
 
     pub(crate) fn is_here(&self) -> bool {
@@ -295,7 +313,7 @@ impl Node {
     /// What has to happen for the node to get what it shall have.
     pub(crate) fn announce(&mut self, sign: &dyn Sign, now: Instant) -> Step {
         let same = self.announced.as_ref().is_some_and(|it| it.digest == self.digest);
-        if self.contact != Contact::Here || self.reserving || (self.in_step && same) {
+        if self.contact != Contact::Here || self.reserving || self.in_flight > 0 || (self.in_step && same) {
             return Step::Nothing;
         }
         let Some(generation) = self.last.checked_add(1) else {
@@ -383,7 +401,7 @@ impl Node {
     /// The first of the objects that the node asked for, as many as one message carries: it asks again for the rest.
     /// Nothing while others are on their way.
     pub(crate) fn next_objects(&mut self) -> Option<Down> {
-        if self.objects_in_flight > 0 || self.contact != Contact::Here {
+        if self.in_flight > 0 || self.contact != Contact::Here {
             return None;
         }
         let (mut objects, mut bytes) = (Vec::new(), 0);

@@ -3,26 +3,28 @@
 //! What always holds: whatever arrives is dealt with before the next thing is waited for, and nothing of that waits
 //! for a disk or a peer; what the store is told goes through [`Writes`].
 
+mod incoming;
+mod outgoing;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
 use ring::rand::{SecureRandom, SystemRandom};
-use skiff_protocol::limits as bounds;
 use skiff_protocol::topic::{DownKind, NodeName, Topic};
-use skiff_protocol::wire::{self, Down, Hello, StreamOpen, Up, encode_down};
-use skiff_transport::outbox::{Bound, Bounds, Class, Message, Outbox};
-use skiff_transport::{Bytes, Client, Event, OptionsError, PublishError, Qos, Transport};
+use skiff_protocol::wire::{Down, StreamOpen};
+use skiff_transport::outbox::{Bound, Bounds, Outbox};
+use skiff_transport::{Client, Event, OptionsError, Transport};
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep_until, timeout};
 
 use super::compile::World;
-use super::ingest::{Counters, Ingest, Wrong};
-use super::node::{Late, Node, Order, Sign, Step};
+use super::ingest::{Counters, Ingest};
+use super::node::{Late, Node, Sign};
 use super::nodes::{self, Liveness};
 use super::streams::Streams;
 use super::writes::{self, Done, Writes};
-use super::{Command, Fleet, Options, limits, status};
+use super::{Command, Fleet, Options, limits};
 use crate::api::LogError;
 use crate::events::{Happening, Recorder};
 use crate::store::{self, EventKind, Scope, Store, StoreError, StoreExt, Watch};
@@ -66,8 +68,8 @@ pub(super) struct Task {
     timers: BTreeSet<(Instant, NodeName)>,
     /// Nodes to be asked to say hello once there is room.
     to_ask: BTreeSet<NodeName>,
-    /// Frames with objects on their way to the broker.
-    objects: BTreeMap<u64, NodeName>,
+    /// Frames about desired state on their way to the broker.
+    in_flight: BTreeMap<u64, NodeName>,
     grace: Duration,
 }
 
@@ -116,7 +118,7 @@ impl Task {
             streams: Streams::new(random() as u32),
             timers: BTreeSet::new(),
             to_ask: BTreeSet::new(),
-            objects: BTreeMap::new(),
+            in_flight: BTreeMap::new(),
             grace: options.grace,
         })
     }
@@ -279,25 +281,6 @@ impl Task {
         self.announce(name);
     }
 
-    fn announce(&mut self, name: &NodeName) {
-        let now = Instant::now();
-        let Some(node) = self.nodes.get_mut(name) else {
-            return;
-        };
-        match node.announce(&self.signer, now) {
-            Step::Nothing => {}
-            Step::Reserve(bound) => self.writes.reserve(name, bound),
-            Step::Send(down) => {
-                if !self.send(name, DownKind::Spec, None, &down)
-                    && let Some(node) = self.nodes.get_mut(name)
-                {
-                    node.unsent(now);
-                }
-            }
-        }
-        self.arm(name);
-    }
-
     fn transport(&mut self, event: Event) {
         match event {
             Event::Connected {
@@ -317,7 +300,7 @@ impl Task {
             }
             Event::Acked { id } => {
                 self.outbox.acked(id);
-                self.objects_left(id);
+                self.left(id);
             }
             Event::Refused { id, reason } => {
                 if let Some((_, message)) = self.outbox.refused(id) {
@@ -327,7 +310,7 @@ impl Task {
                         "link: the broker refused a message"
                     );
                 }
-                self.objects_left(id);
+                self.left(id);
             }
         }
     }
@@ -351,179 +334,6 @@ impl Task {
                 node.ask(until);
             }
             self.arm(&name);
-        }
-    }
-
-    fn known(&self, node: &NodeName) -> Result<(), Wrong> {
-        if !self.fleet.is_member(node) {
-            Err(Wrong::Stranger)
-        } else if self.nodes.len() >= limits::NODES && !self.nodes.contains_key(node) {
-            Err(Wrong::TooManyNodes)
-        } else {
-            Ok(())
-        }
-    }
-
-    /// The node, which [`Task::known`] has let pass.
-    fn node(&mut self, name: &NodeName) -> &mut Node {
-        let reserved = self.generations.get(name.as_str()).copied().unwrap_or(0);
-        self.nodes
-            .entry(name.clone())
-            .or_insert_with(|| Node::new(name, reserved))
-    }
-
-    fn message(&mut self, topic: &str, payload: &[u8]) {
-        let mut ingest = std::mem::take(&mut self.ingest);
-        let word = ingest.take(topic, payload, |node| self.known(node), &self.counters);
-        self.ingest = ingest;
-        let Some((name, up)) = word else { return };
-        if !self.nodes.contains_key(&name) {
-            self.node(&name);
-            self.refresh(&name);
-        }
-        match up {
-            Up::Hello(hello) => self.hello(&name, topic, hello),
-            Up::Need { generation, keys } => {
-                self.node(&name).need(generation, keys);
-                self.send_objects(&name);
-            }
-            Up::Applied { generation, digest } => {
-                self.node(&name).applied_now(generation, digest);
-                self.announce(&name);
-            }
-            Up::Status {
-                epoch,
-                sequence,
-                pods,
-            } => self.statuses(&name, topic, epoch, sequence, pods),
-            Up::Node(info) => {
-                let node = self.node(&name);
-                if node.is_here() {
-                    node.address.clone_from(&info.address);
-                    self.writes.node(&name, Some(info), Liveness::Ready);
-                }
-            }
-            Up::Events { lost, events } => self.happened(&name, topic, lost, &events),
-            Up::StreamData { sid, offset, bytes } => {
-                let (wrong, answer) = self.streams.data(&name, sid, offset, &bytes);
-                if let Some(wrong) = wrong {
-                    self.counters
-                        .count(wrong, topic, &format_args!("offset {offset}"));
-                }
-                if let Some(answer) = answer {
-                    self.send(&name, DownKind::Stream, Some(sid), &answer);
-                }
-            }
-            Up::StreamEnd { sid, end } => {
-                if let Some(wrong) = self.streams.end(&name, sid, end) {
-                    self.counters.count(wrong, topic, &"its end");
-                }
-            }
-            Up::Bye { epoch } => {
-                if self.node(&name).bye(epoch) {
-                    self.gone(&name);
-                    self.send(&name, DownKind::Sync, None, &Down::Resync);
-                }
-            }
-        }
-    }
-
-    fn hello(&mut self, name: &NodeName, topic: &str, hello: Hello) {
-        let node = self.node(name);
-        // A hello that nobody asked for says that there is a new connection, and with the old one went its streams.
-        let restarted = hello.epoch != node.epoch() || !node.is_asked();
-        let Some((liveness, answer)) = node.hello(&hello) else {
-            self.counters.count(
-                Wrong::Epoch,
-                topic,
-                &format_args!("hello of epoch {}", hello.epoch),
-            );
-            return;
-        };
-        node.address.clone_from(&hello.node.address);
-        if restarted {
-            self.streams.lost(name);
-        }
-        self.to_ask.remove(name);
-        self.writes.node(name, Some(hello.node), liveness);
-        if let Some(answer) = answer {
-            self.send(name, DownKind::Sync, None, &answer);
-        }
-        self.announce(name);
-    }
-
-    fn statuses(
-        &mut self,
-        name: &NodeName,
-        topic: &str,
-        epoch: u64,
-        sequence: u64,
-        pods: Vec<wire::status::PodStatus>,
-    ) {
-        if pods.len() > bounds::STATUSES {
-            self.counters
-                .count(Wrong::TooMany, topic, &format_args!("{} statuses", pods.len()));
-            return;
-        }
-        let (order, question) = self.node(name).order(epoch, sequence, Instant::now());
-        if let Some(question) = question {
-            self.send(name, DownKind::Sync, None, &question);
-        }
-        self.arm(name);
-        if order == Order::Stale {
-            self.counters.count(
-                Wrong::Epoch,
-                topic,
-                &format_args!("epoch {epoch}, sequence {sequence}"),
-            );
-            return;
-        }
-        for said in pods {
-            let host_ip = self
-                .nodes
-                .get(name)
-                .map(|node| node.address.clone())
-                .unwrap_or_default();
-            match self.world.pod_on(name.as_str(), &said.uid) {
-                Some(pod) => self.writes.pod(name, &host_ip, &pod.key, said),
-                None if self.world.knows(&said.uid) => {
-                    self.counters.count(Wrong::NotItsPod, topic, &said.uid);
-                }
-                // The index already says that it must go.
-                None => {}
-            }
-        }
-    }
-
-    fn happened(&mut self, name: &NodeName, topic: &str, lost: u64, events: &[wire::Event]) {
-        if events.len() > bounds::EVENTS {
-            self.counters
-                .count(Wrong::TooMany, topic, &format_args!("{} events", events.len()));
-            return;
-        }
-        if lost > 0 {
-            tracing::warn!(node = %name, lost, "the node dropped events for want of room");
-        }
-        for event in events {
-            let Some(pod) = self.world.pod_on(name.as_str(), &event.uid) else {
-                if self.world.knows(&event.uid) {
-                    self.counters.count(Wrong::NotItsPod, topic, &event.uid);
-                }
-                continue;
-            };
-            let happening = Happening {
-                warning: event.warning,
-                reason: status::bounded(&event.reason),
-                message: status::bounded(&event.message),
-                component: "skiff-agent",
-                host: name.to_string(),
-                container: event
-                    .container
-                    .as_deref()
-                    .map(status::bounded)
-                    .unwrap_or_default(),
-            };
-            self.events.tell(pod, happening);
         }
     }
 
@@ -610,117 +420,6 @@ impl Task {
                 }
                 // Whoever asked may have gone; then the reader is dropped, and that closes the stream.
                 let _gone = reply.send(opened.map(|(_, reader)| reader));
-            }
-        }
-    }
-
-    fn serve_streams(&mut self) {
-        for (node, sid, down) in self.streams.service() {
-            if !self.send(&node, DownKind::Stream, Some(sid), &down) {
-                self.streams.fail(sid, "too much is waiting for the broker");
-            }
-        }
-    }
-
-    fn send_objects(&mut self, name: &NodeName) {
-        let Some(down) = self.nodes.get_mut(name).and_then(Node::next_objects) else {
-            return;
-        };
-        let ids = self.queue(name, DownKind::Spec, None, &down);
-        if let Some(node) = self.nodes.get_mut(name) {
-            match ids {
-                Some(ids) => {
-                    node.objects_in_flight = ids.len();
-                    self.objects.extend(ids.into_iter().map(|id| (id, name.clone())));
-                }
-                None => node.unsent(Instant::now()),
-            }
-        }
-        self.arm(name);
-    }
-
-    fn objects_left(&mut self, id: u64) {
-        let Some(name) = self.objects.remove(&id) else {
-            return;
-        };
-        if let Some(node) = self.nodes.get_mut(&name) {
-            node.objects_in_flight = node.objects_in_flight.saturating_sub(1);
-        }
-        self.send_objects(&name);
-    }
-
-    /// Whether there was room for the message.
-    fn send(&mut self, name: &NodeName, kind: DownKind, sid: Option<u32>, down: &Down) -> bool {
-        self.queue(name, kind, sid, down).is_some()
-    }
-
-    /// Puts all of a message's frames into the outbox, or none.
-    fn queue(&mut self, name: &NodeName, kind: DownKind, sid: Option<u32>, down: &Down) -> Option<Vec<u64>> {
-        let class = if kind == DownKind::Stream {
-            Class::Stream
-        } else {
-            Class::Control
-        };
-        let topic = Topic::Down {
-            node: name.clone(),
-            kind,
-            sid,
-        }
-        .to_string();
-        self.message_id = self.message_id.wrapping_add(1);
-        let frames = match wire::frames(&encode_down(down), self.message_id) {
-            Ok(frames) => frames,
-            Err(error) => {
-                tracing::error!(node = %name, %error, "a message to the node is too long");
-                return None;
-            }
-        };
-        let bytes = frames.iter().map(|frame| frame.len() + topic.len()).sum();
-        let most = if class == Class::Stream {
-            limits::STREAM_MESSAGES
-        } else {
-            limits::CONTROL_MESSAGES
-        };
-        if self.outbox.len(class) + frames.len() > most || !self.outbox.has_room(class, bytes) {
-            return None;
-        }
-        let push = |payload: Vec<u8>| {
-            let payload = Bytes::from(payload);
-            let message = Message {
-                topic: topic.clone(),
-                payload,
-                qos: Qos::AtLeastOnce,
-            };
-            self.outbox.push(class, None, message).ok()
-        };
-        frames.into_iter().map(push).collect()
-    }
-
-    /// Hands to the client what it takes.
-    fn pump(&mut self) {
-        while self.connected
-            && self.outbox.len(Class::Control) < limits::CONTROL_MESSAGES / 2
-            && let Some(name) = self.to_ask.pop_first()
-        {
-            let until = Instant::now() + self.grace;
-            if let Some(node) = self.nodes.get_mut(&name) {
-                let question = node.ask(until);
-                self.send(&name, DownKind::Sync, None, &question);
-                self.arm(&name);
-            }
-        }
-        while let Some((id, message)) = self.outbox.next() {
-            match self
-                .client
-                .try_publish(id, &message.topic, message.payload.clone(), message.qos)
-            {
-                Ok(()) => self.outbox.sent(id),
-                Err(PublishError::Offline(_) | PublishError::Full(_)) => return,
-                Err(error) => {
-                    tracing::warn!(%error, "link: a message cannot be sent through this broker");
-                    self.outbox.refused(id);
-                    self.objects_left(id);
-                }
             }
         }
     }

@@ -193,10 +193,10 @@ fn objects_come_along_within_bounds_and_the_rest_when_asked() {
         "the next would be past the bound"
     );
     assert_eq!(node.next_objects(), None, "the node asks again for the rest");
-    node.objects_in_flight = 1;
+    node.in_flight = 1;
     node.need(desired.generation, vec![key(2), key(3)]);
     assert_eq!(node.next_objects(), None, "the others are still on their way");
-    node.objects_in_flight = 0;
+    node.in_flight = 0;
     assert!(matches!(node.next_objects(), Some(Down::Objects { objects, .. }) if objects.len() == 2));
     // A node that has something, and needs the whole index, gets no object unasked.
     node.hello(&hello(1, desired.generation + 1, &state(&[(9, 9)])))
@@ -271,4 +271,24 @@ fn contact_is_lost_and_found() {
         )
     );
     assert!(!node.is_here());
+}
+
+#[test]
+fn events_are_let_in_by_burst_and_rate() {
+    let mut node = here(0);
+    let start = now();
+    let burst = limits::EVENT_BURST as usize;
+    let mut check = |after: u64, wanted, allowed| {
+        assert_eq!(
+            node.may_tell(wanted, start + Duration::from_millis(after)),
+            allowed,
+            "after {after} ms"
+        );
+    };
+    check(0, burst - 1, burst - 1);
+    check(0, 5, 1);
+    check(500, 5, 0);
+    check(1100, 9, limits::EVENT_RATE as usize);
+    check(2000, 9, limits::EVENT_RATE as usize);
+    check(1_000_000, burst + 9, burst);
 }

@@ -1,0 +1,196 @@
+//! What nodes say.
+//!
+//! What always holds: a message touches only the node it came from and the Pods bound to that node.
+
+use skiff_protocol::limits as bounds;
+use skiff_protocol::topic::{DownKind, NodeName};
+use skiff_protocol::wire::{self, Down, Hello, Up};
+use tokio::time::Instant;
+
+use super::Task;
+use crate::events::Happening;
+use crate::link::ingest::Wrong;
+use crate::link::node::{Node, Order};
+use crate::link::nodes::Liveness;
+use crate::link::{limits, status};
+
+impl Task {
+    pub(super) fn known(&self, node: &NodeName) -> Result<(), Wrong> {
+        if !self.fleet.is_member(node) {
+            Err(Wrong::Stranger)
+        } else if self.nodes.len() >= limits::NODES && !self.nodes.contains_key(node) {
+            Err(Wrong::TooManyNodes)
+        } else {
+            Ok(())
+        }
+    }
+
+    /// The node, which [`Task::known`] has let pass.
+    pub(super) fn node(&mut self, name: &NodeName) -> &mut Node {
+        let reserved = self.generations.get(name.as_str()).copied().unwrap_or(0);
+        self.nodes
+            .entry(name.clone())
+            .or_insert_with(|| Node::new(name, reserved))
+    }
+
+    pub(super) fn message(&mut self, topic: &str, payload: &[u8]) {
+        let mut ingest = std::mem::take(&mut self.ingest);
+        let word = ingest.take(topic, payload, |node| self.known(node), &self.counters);
+        self.ingest = ingest;
+        let Some((name, up)) = word else { return };
+        if !self.nodes.contains_key(&name) {
+            self.node(&name);
+            self.refresh(&name);
+        }
+        match up {
+            Up::Hello(hello) => self.hello(&name, topic, hello),
+            Up::Need { generation, keys } => {
+                self.node(&name).need(generation, keys);
+                self.announce(&name);
+            }
+            Up::Applied { generation, digest } => {
+                self.node(&name).applied_now(generation, digest);
+                self.announce(&name);
+            }
+            Up::Status {
+                epoch,
+                sequence,
+                pods,
+            } => self.statuses(&name, topic, epoch, sequence, pods),
+            Up::Node(info) => {
+                let node = self.node(&name);
+                if node.is_here() {
+                    node.address.clone_from(&info.address);
+                    self.writes.node(&name, Some(info), Liveness::Ready);
+                }
+            }
+            Up::Events { lost, events } => self.happened(&name, topic, lost, &events),
+            Up::StreamData { sid, offset, bytes } => {
+                let (wrong, answer) = self.streams.data(&name, sid, offset, &bytes);
+                if let Some(wrong) = wrong {
+                    self.counters
+                        .count(wrong, topic, &format_args!("offset {offset}"));
+                }
+                if let Some(answer) = answer {
+                    self.send(&name, DownKind::Stream, Some(sid), &answer);
+                }
+            }
+            Up::StreamEnd { sid, end } => {
+                if let Some(wrong) = self.streams.end(&name, sid, end) {
+                    self.counters.count(wrong, topic, &"its end");
+                }
+            }
+            Up::Bye { epoch } => {
+                if self.node(&name).bye(epoch) {
+                    self.gone(&name);
+                    self.send(&name, DownKind::Sync, None, &Down::Resync);
+                }
+            }
+        }
+    }
+
+    fn hello(&mut self, name: &NodeName, topic: &str, hello: Hello) {
+        let node = self.node(name);
+        // A hello that nobody asked for says that there is a new connection, and with the old one went its streams.
+        let restarted = hello.epoch != node.epoch() || !node.is_asked();
+        let Some((liveness, answer)) = node.hello(&hello) else {
+            self.counters.count(
+                Wrong::Epoch,
+                topic,
+                &format_args!("hello of epoch {}", hello.epoch),
+            );
+            return;
+        };
+        node.address.clone_from(&hello.node.address);
+        if restarted {
+            self.streams.lost(name);
+        }
+        self.to_ask.remove(name);
+        self.writes.node(name, Some(hello.node), liveness);
+        if let Some(answer) = answer {
+            self.send(name, DownKind::Sync, None, &answer);
+        }
+        self.announce(name);
+    }
+
+    fn statuses(
+        &mut self,
+        name: &NodeName,
+        topic: &str,
+        epoch: u64,
+        sequence: u64,
+        pods: Vec<wire::status::PodStatus>,
+    ) {
+        if pods.len() > bounds::STATUSES {
+            self.counters
+                .count(Wrong::TooMany, topic, &format_args!("{} statuses", pods.len()));
+            return;
+        }
+        let (order, question) = self.node(name).order(epoch, sequence, Instant::now());
+        if let Some(question) = question {
+            self.send(name, DownKind::Sync, None, &question);
+        }
+        self.arm(name);
+        if order == Order::Stale {
+            self.counters.count(
+                Wrong::Epoch,
+                topic,
+                &format_args!("epoch {epoch}, sequence {sequence}"),
+            );
+            return;
+        }
+        for said in pods {
+            let host_ip = self
+                .nodes
+                .get(name)
+                .map(|node| node.address.clone())
+                .unwrap_or_default();
+            match self.world.pod_on(name.as_str(), &said.uid) {
+                Some(pod) => self.writes.pod(name, &host_ip, &pod.key, said),
+                None if self.world.knows(&said.uid) => {
+                    self.counters.count(Wrong::NotItsPod, topic, &said.uid);
+                }
+                // The index already says that it must go.
+                None => {}
+            }
+        }
+    }
+
+    fn happened(&mut self, name: &NodeName, topic: &str, lost: u64, events: &[wire::Event]) {
+        if events.len() > bounds::EVENTS {
+            self.counters
+                .count(Wrong::TooMany, topic, &format_args!("{} events", events.len()));
+            return;
+        }
+        if lost > 0 {
+            tracing::warn!(node = %name, lost, "the node dropped events for want of room");
+        }
+        let allowed = self.node(name).may_tell(events.len(), Instant::now());
+        if allowed < events.len() {
+            let left = events.len() - allowed;
+            self.counters
+                .count(Wrong::TooFast, topic, &format_args!("{left} events left out"));
+        }
+        for event in &events[..allowed] {
+            let Some(pod) = self.world.pod_on(name.as_str(), &event.uid) else {
+                if self.world.knows(&event.uid) {
+                    self.counters.count(Wrong::NotItsPod, topic, &event.uid);
+                }
+                continue;
+            };
+            let happening = Happening {
+                warning: event.warning,
+                reason: status::bounded(&event.reason),
+                message: status::bounded(&event.message),
+                component: "skiff-agent",
+                host: name.to_string(),
+                container: event
+                    .container
+                    .as_deref()
+                    .map(status::bounded)
+                    .unwrap_or_default(),
+            };
+            self.events.tell(pod, happening);
+        }
+    }
+}
