@@ -355,6 +355,11 @@ impl Fleet {
         &self.layout.kubeconfig
     }
 
+    /// The node's run directory.
+    pub(crate) fn run_dir(&self) -> &Path {
+        &self.layout.run
+    }
+
     /// What the agent has said so far.
     pub(crate) fn agent_log(&self) -> Result<String> {
         files::read(&self.layout.dir.join("agent.log"))

@@ -3,6 +3,7 @@
 //! Memory is PSS from `smaps_rollup`, writes are `write_bytes` from `/proc/PID/io`: the kernel's figures, not ours.
 
 use std::net::SocketAddr;
+use std::path::Path;
 use std::process::{Child, Stdio};
 use std::sync::mpsc::{self, Receiver};
 use std::time::{Duration, Instant};
@@ -61,7 +62,7 @@ pub(crate) fn measure(fleet: &mut Fleet, peers: &[Peer], idle: Duration) -> Resu
     }
     drop(api);
     settle(fleet)?;
-    let shims = shims(agent)?;
+    let shims = shims(fleet.run_dir())?;
     if shims.len() != PODS {
         bail!("{PODS} pods are Running, but there are {} shims", shims.len());
     }
@@ -264,25 +265,18 @@ fn pod(name: &str) -> Value {
     })
 }
 
-/// The agent's shims: processes of the same program, in its session or not, with `shim` as first argument.
-fn shims(agent: u32) -> Result<Vec<u32>> {
-    let program = |pid: u32| std::fs::metadata(format!("/proc/{pid}/exe")).ok();
-    let ours = command_line(agent).first().cloned().unwrap_or_default();
-    let name = ours.rsplit('/').next().unwrap_or_default().to_owned();
-    let size = program(agent)
-        .context("cannot read the agent's own program")?
-        .len();
+/// The shims of one node: their Pods' directories lie in its run directory. Other nodes may run on this machine.
+fn shims(run_dir: &Path) -> Result<Vec<u32>> {
     let entries = std::fs::read_dir("/proc").context("cannot read /proc")?;
     let mut found: Vec<u32> = entries
         .filter_map(Result::ok)
         .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
-        .filter(|pid| *pid != agent && command_line(*pid).get(1).is_some_and(|word| word == "shim"))
-        // The shim runs from a sealed copy, so the program's size and not its path tells ours from another's.
-        .filter(|pid| program(*pid).is_some_and(|meta| meta.len() == size))
+        .filter(|pid| {
+            let words = command_line(*pid);
+            let is_shim = words.get(1).is_some_and(|word| word == "shim");
+            is_shim && words.iter().any(|word| Path::new(word).starts_with(run_dir))
+        })
         .collect();
-    if found.is_empty() {
-        bail!("no process is a shim of {name}");
-    }
     found.sort_unstable();
     Ok(found)
 }

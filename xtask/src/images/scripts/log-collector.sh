@@ -6,5 +6,6 @@ while [ ! -f /data/app.log ]; do
     sleep 1 &
     wait $!
 done
-tail -n +1 -F /data/app.log | sed -u 's/^/collected: /' &
+# Line by line, because busybox' sed holds back what it writes to a pipe.
+tail -n +1 -F /data/app.log | while read -r line; do echo "collected: $line"; done &
 wait $!
