@@ -1,1 +1,133 @@
-//! Being written.
+//! An agent that is killed, stopped, or finds its journal damaged: what runs goes on.
+//!
+//! Always holds: a container is told by its first process's id and start time, so that one that was restarted is
+//! never taken for the one before.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::PathBuf;
+
+use serde_json::{Value, json};
+
+use crate::harness::pods::{IDLE, NUMBERS, numbers};
+use crate::harness::wait::stays;
+use crate::harness::{Cluster, Init, pod, shell, until, wait};
+
+fn start() -> (Cluster, BTreeSet<Init>) {
+    let cluster = Cluster::busybox();
+    let second = json!({ "restartPolicy": "Always" });
+    cluster.run(&pod("numbers", &shell(NUMBERS), second));
+    cluster.run(&pod("idle", &shell(IDLE), Value::Null));
+    let inits = cluster.node.inits();
+    assert_eq!(inits.len(), 2, "{inits:?}");
+    (cluster, inits)
+}
+
+/// The same containers run, nothing was counted as a restart, and the log is whole and goes on.
+#[track_caller]
+fn nothing_happened(cluster: &Cluster, inits: &BTreeSet<Init>, numbers_before: usize) {
+    cluster.is_ready();
+    for name in ["numbers", "idle"] {
+        let pod = cluster.running(name);
+        let status = &pod["status"]["containerStatuses"][0];
+        assert_eq!(status["restartCount"], 0, "{name}: {status}");
+        assert!(status["lastState"]["terminated"].is_null(), "{name}: {status}");
+    }
+    assert_eq!(cluster.node.inits(), *inits, "other processes than before");
+    let log = wait("the log to go on", 20, || {
+        let log = numbers(&cluster.kubectl(&["logs", "numbers"]).ok());
+        if log.len() > numbers_before + 3 {
+            Ok(log)
+        } else {
+            Err(format!("{} lines", log.len()))
+        }
+    });
+    assert_eq!(log, (1..=log.len() as u64).collect::<Vec<_>>(), "a gap or a repetition");
+}
+
+fn lines(cluster: &Cluster) -> usize {
+    numbers(&cluster.logs(&["numbers"])).len()
+}
+
+#[test]
+fn containers_outlive_their_agent() {
+    let (mut cluster, inits) = start();
+    for turn in 0..3 {
+        cluster.logs_say(&["numbers"], "n 3\n");
+        let before = lines(&cluster);
+        cluster.node.kill();
+        // What is written meanwhile must not be lost either.
+        stays(2, || assert_eq!(cluster.node.inits(), inits, "turn {turn}: without the agent"));
+        cluster.node.start();
+        nothing_happened(&cluster, &inits, before + 8);
+    }
+    let before = lines(&cluster);
+    cluster.node.stop();
+    assert_eq!(cluster.node.inits(), inits, "after an orderly stop");
+    cluster.node.start();
+    nothing_happened(&cluster, &inits, before);
+
+    an_exit_while_the_agent_is_away_counts_once(&mut cluster);
+    cluster.kubectl(&["delete", "pods", "--all", "--grace-period=2"]).ok();
+    cluster.is_empty();
+}
+
+/// The shim keeps what ended; the agent learns it when it comes back, and acts on it then.
+fn an_exit_while_the_agent_is_away_counts_once(cluster: &mut Cluster) {
+    let script = "trap 'exit 0' TERM; while [ ! -f /stop/now ]; do sleep 0.1; done; exit 7";
+    let mut container = shell(script);
+    container["volumeMounts"] = json!([{ "name": "stop", "mountPath": "/stop" }]);
+    let more = json!({ "restartPolicy": "Never", "volumes": [{ "name": "stop", "emptyDir": {} }] });
+    let running = cluster.run(&pod("ends", &container, more));
+    let uid = running["metadata"]["uid"].as_str().unwrap().to_owned();
+    let init = cluster.node.init_of(&uid);
+    cluster.node.kill();
+    fs::write(format!("/proc/{}/root/stop/now", init.pid), "").unwrap();
+    until("the container to end", 10, || !cluster.node.inits().contains(&init));
+    cluster.node.start();
+    let ended = cluster.phase("ends", "Failed");
+    let end = &ended["status"]["containerStatuses"][0]["state"]["terminated"];
+    assert_eq!(end["exitCode"], 7, "{ended}");
+}
+
+#[test]
+fn a_damaged_journal_stops_the_agent_and_touches_nothing() {
+    let (mut cluster, inits) = start();
+    cluster.node.stop();
+    let segment = ruling_segment(&cluster.node.state.join("journal"));
+    let whole = fs::read(&segment).unwrap();
+    let mut damaged = whole.clone();
+    // The payload of the first frame; what was committed after it is whole, so this is no torn write.
+    for byte in &mut damaged[FRAMES + 20..FRAMES + 24] {
+        *byte ^= 0xff;
+    }
+    fs::write(&segment, &damaged).unwrap();
+
+    cluster.node.launch();
+    let status = cluster.node.process().ends(20);
+    assert_eq!(status.code(), Some(1));
+    let log = cluster.node.log();
+    let words = log.lines().rfind(|line| line.starts_with("skiff-agent: ")).unwrap();
+    for part in ["journal", "nothing that runs is touched", &segment.display().to_string()] {
+        assert!(words.contains(part), "no {part:?} in {words:?}");
+    }
+    assert_eq!(cluster.node.inits(), inits, "with a damaged journal");
+    assert_eq!(fs::read(&segment).unwrap(), damaged, "it is not written to");
+
+    fs::write(&segment, &whole).unwrap();
+    cluster.node.start();
+    nothing_happened(&cluster, &inits, 0);
+}
+
+/// Where a segment's frames begin.
+const FRAMES: usize = 8192;
+
+/// The segment with the higher epoch in its header.
+fn ruling_segment(dir: &std::path::Path) -> PathBuf {
+    let epoch = |path: &PathBuf| {
+        let bytes = fs::read(path).unwrap();
+        u64::from_le_bytes(bytes[24..32].try_into().unwrap())
+    };
+    let segments = [0, 1].map(|number| dir.join(format!("journal.{number}")));
+    segments.into_iter().max_by_key(epoch).unwrap()
+}

@@ -61,9 +61,19 @@ fn manifests_of_the_field_run_with_kubectl() {
     they_do_their_work(&cluster);
     logs_are_read_in_part_and_followed(&cluster);
     watch.says("sidecar", 10);
+    leftovers_are_seen(&cluster);
     apply_again_changes_nothing(&cluster);
     they_are_deleted(&cluster);
     drop(watch);
+}
+
+/// The control of the check for leftovers: while Pods run, it finds every kind.
+fn leftovers_are_seen(cluster: &Cluster) {
+    let seen = cluster.node.leftovers().join("\n");
+    check(
+        &seen,
+        &["process ", "cgroup ", "mount ", "directory ", "interface sk", "shim"],
+    );
 }
 
 fn they_are_shown(cluster: &Cluster) {
@@ -98,7 +108,6 @@ fn they_are_shown(cluster: &Cluster) {
             "Image ID:",
             "Events:",
             "Scheduled",
-            "Pulled",
             "Started",
         ],
     );
