@@ -25,7 +25,9 @@ fn containers_end_and_begin_as_kubernetes_says() {
     memory_is_limited(&cluster);
     grace_is_given_and_ends(&cluster);
     deletion_by_force_is_at_once(&cluster);
-    cluster.kubectl(&["delete", "pods", "--all", "--grace-period=1"]).ok();
+    cluster
+        .kubectl(&["delete", "pods", "--all", "--grace-period=1"])
+        .ok();
     cluster.is_empty();
 }
 
@@ -38,11 +40,21 @@ fn restart_policies_are_kept(cluster: &Cluster) {
         cluster.apply(&pod(name, &shell(script), policy(when)));
         let ended = cluster.phase(name, phase);
         let status = first(&ended);
-        assert_eq!(status["state"]["terminated"]["exitCode"], code, "{name}: {status}");
+        assert_eq!(
+            status["state"]["terminated"]["exitCode"], code,
+            "{name}: {status}"
+        );
         let reason = if code == 0 { "Completed" } else { "Error" };
-        assert_eq!(status["state"]["terminated"]["reason"], reason, "{name}: {status}");
+        assert_eq!(
+            status["state"]["terminated"]["reason"], reason,
+            "{name}: {status}"
+        );
         assert_eq!(status["restartCount"], 0, "{name}: {status}");
     }
+    // The last line counts, whether it was ended or not.
+    cluster.apply(&pod("unended", &shell("echo one; printf two"), policy("Never")));
+    cluster.phase("unended", "Succeeded");
+    assert_eq!(cluster.logs(&["unended"]), "one\ntwo");
     for (name, script, when) in [
         ("failure-3", "echo run; exit 3", "OnFailure"),
         ("always-0", "echo run; exit 0", "Always"),
@@ -52,7 +64,11 @@ fn restart_policies_are_kept(cluster: &Cluster) {
             first(it)["restartCount"].as_u64().is_some_and(|it| it >= 1)
         });
         let last = &first(&restarted)["lastState"]["terminated"];
-        assert_eq!(last["exitCode"], i32::from(name == "failure-3") * 3, "{restarted}");
+        assert_eq!(
+            last["exitCode"],
+            i32::from(name == "failure-3") * 3,
+            "{restarted}"
+        );
     }
     // One that ended by a signal shows it.
     cluster.run(&pod("signalled", &shell("sleep 1000"), policy("Never")));
@@ -68,7 +84,10 @@ fn restart_policies_are_kept(cluster: &Cluster) {
 }
 
 fn uid(cluster: &Cluster, pod: &str) -> String {
-    cluster.get(pod).unwrap()["metadata"]["uid"].as_str().unwrap().to_owned()
+    cluster.get(pod).unwrap()["metadata"]["uid"]
+        .as_str()
+        .unwrap()
+        .to_owned()
 }
 
 fn a_loop_backs_off_and_shows_its_former_log(cluster: &Cluster) {
@@ -116,7 +135,10 @@ fn memory_is_limited(cluster: &Cluster) {
 
 fn deletion(cluster: &Cluster, name: &str, words: &[&str]) -> Duration {
     let begun = Instant::now();
-    let all: Vec<&str> = ["delete", "pod", name].into_iter().chain(words.iter().copied()).collect();
+    let all: Vec<&str> = ["delete", "pod", name]
+        .into_iter()
+        .chain(words.iter().copied())
+        .collect();
     cluster.kubectl(&all).ok();
     begun.elapsed()
 }
@@ -128,14 +150,20 @@ fn grace_is_given_and_ends(cluster: &Cluster) {
     let follower = cluster.kubectl_beside("willing", &["logs", "-f", "willing"]);
     follower.says("up", 10);
     let took = deletion(cluster, "willing", &["--grace-period=20"]);
-    assert!(took > Duration::from_secs(1) && took < Duration::from_secs(12), "{took:?}");
+    assert!(
+        took > Duration::from_secs(1) && took < Duration::from_secs(12),
+        "{took:?}"
+    );
     follower.says("bye", 10);
 
     let deaf = "trap '' TERM; echo up; while :; do sleep 1; done";
     cluster.run(&pod("deaf", &shell(deaf), Value::Null));
     cluster.logs_say(&["deaf"], "up");
     let took = deletion(cluster, "deaf", &["--grace-period=3"]);
-    assert!(took > Duration::from_secs(3) && took < Duration::from_secs(15), "{took:?}");
+    assert!(
+        took > Duration::from_secs(3) && took < Duration::from_secs(15),
+        "{took:?}"
+    );
 }
 
 fn deletion_by_force_is_at_once(cluster: &Cluster) {

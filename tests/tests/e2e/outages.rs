@@ -48,14 +48,21 @@ fn broker_and_server_may_go_away_and_come_back() {
     );
     cluster.run(&ends);
     let all = cluster.node.inits();
-    let uid = |name: &str| cluster.get(name).unwrap()["metadata"]["uid"].as_str().unwrap().to_owned();
+    let uid = |name: &str| {
+        cluster.get(name).unwrap()["metadata"]["uid"]
+            .as_str()
+            .unwrap()
+            .to_owned()
+    };
     let numbers_init = BTreeSet::from([cluster.node.init_of(&uid("numbers"))]);
     assert_eq!(all.len(), 3, "{all:?}");
 
     cluster.kill_broker();
     // Asked for while nobody can tell the node.
     cluster.apply(&pod("late", &shell(IDLE), Value::Null));
-    cluster.kubectl(&["delete", "pod", "goes", "--wait=false", "--grace-period=1"]).ok();
+    cluster
+        .kubectl(&["delete", "pod", "goes", "--wait=false", "--grace-period=1"])
+        .ok();
     stays(outage(), || run_on(&cluster, &numbers_init));
     assert_eq!(cluster.get("late").unwrap()["status"]["phase"], "Pending");
     cluster.start_broker();
@@ -63,11 +70,12 @@ fn broker_and_server_may_go_away_and_come_back() {
     cluster.running("late");
     let ended = cluster.phase("ends", "Failed");
     assert_eq!(
-        ended["status"]["containerStatuses"][0]["state"]["terminated"]["exitCode"],
-        3,
+        ended["status"]["containerStatuses"][0]["state"]["terminated"]["exitCode"], 3,
         "{ended}"
     );
-    cluster.kubectl(&["wait", "--for=delete", "pod/goes", "--timeout=20s"]).ok();
+    cluster
+        .kubectl(&["wait", "--for=delete", "pod/goes", "--timeout=20s"])
+        .ok();
     run_on(&cluster, &numbers_init);
     never_restarted(&cluster, &["numbers", "late"]);
 
@@ -75,7 +83,9 @@ fn broker_and_server_may_go_away_and_come_back() {
     both_go_away(&mut cluster);
     let log = numbers(&cluster.logs(&["numbers"]));
     assert_eq!(log, (1..=log.len() as u64).collect::<Vec<_>>());
-    cluster.kubectl(&["delete", "pods", "--all", "--grace-period=2"]).ok();
+    cluster
+        .kubectl(&["delete", "pods", "--all", "--grace-period=2"])
+        .ok();
     cluster.is_empty();
 }
 
@@ -86,7 +96,10 @@ fn the_server_goes_away(cluster: &mut Cluster) {
         json!({ "restartPolicy": "Never" }),
     );
     cluster.run(&ends);
-    let uid = cluster.get("numbers").unwrap()["metadata"]["uid"].as_str().unwrap().to_owned();
+    let uid = cluster.get("numbers").unwrap()["metadata"]["uid"]
+        .as_str()
+        .unwrap()
+        .to_owned();
     let inits = BTreeSet::from([cluster.node.init_of(&uid)]);
     cluster.stop_server();
     stays(outage(), || run_on(cluster, &inits));
@@ -94,8 +107,7 @@ fn the_server_goes_away(cluster: &mut Cluster) {
     // What happened meanwhile is known, and what comes now is done.
     let ended = cluster.phase("ends-2", "Failed");
     assert_eq!(
-        ended["status"]["containerStatuses"][0]["state"]["terminated"]["exitCode"],
-        4,
+        ended["status"]["containerStatuses"][0]["state"]["terminated"]["exitCode"], 4,
         "{ended}"
     );
     cluster.run(&pod("later", &shell(IDLE), Value::Null));

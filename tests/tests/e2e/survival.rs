@@ -42,7 +42,11 @@ fn nothing_happened(cluster: &Cluster, inits: &BTreeSet<Init>, numbers_before: u
             Err(format!("{} lines", log.len()))
         }
     });
-    assert_eq!(log, (1..=log.len() as u64).collect::<Vec<_>>(), "a gap or a repetition");
+    assert_eq!(
+        log,
+        (1..=log.len() as u64).collect::<Vec<_>>(),
+        "a gap or a repetition"
+    );
 }
 
 fn lines(cluster: &Cluster) -> usize {
@@ -57,7 +61,9 @@ fn containers_outlive_their_agent() {
         let before = lines(&cluster);
         cluster.node.kill();
         // What is written meanwhile must not be lost either.
-        stays(2, || assert_eq!(cluster.node.inits(), inits, "turn {turn}: without the agent"));
+        stays(2, || {
+            assert_eq!(cluster.node.inits(), inits, "turn {turn}: without the agent")
+        });
         cluster.node.start();
         nothing_happened(&cluster, &inits, before + 8);
     }
@@ -68,7 +74,9 @@ fn containers_outlive_their_agent() {
     nothing_happened(&cluster, &inits, before);
 
     an_exit_while_the_agent_is_away_counts_once(&mut cluster);
-    cluster.kubectl(&["delete", "pods", "--all", "--grace-period=2"]).ok();
+    cluster
+        .kubectl(&["delete", "pods", "--all", "--grace-period=2"])
+        .ok();
     cluster.is_empty();
 }
 
@@ -83,7 +91,9 @@ fn an_exit_while_the_agent_is_away_counts_once(cluster: &mut Cluster) {
     let init = cluster.node.init_of(&uid);
     cluster.node.kill();
     fs::write(format!("/proc/{}/root/stop/now", init.pid), "").unwrap();
-    until("the container to end", 10, || !cluster.node.inits().contains(&init));
+    until("the container to end", 10, || {
+        !cluster.node.inits().contains(&init)
+    });
     cluster.node.start();
     let ended = cluster.phase("ends", "Failed");
     let end = &ended["status"]["containerStatuses"][0]["state"]["terminated"];
@@ -107,8 +117,15 @@ fn a_damaged_journal_stops_the_agent_and_touches_nothing() {
     let status = cluster.node.process().ends(20);
     assert_eq!(status.code(), Some(1));
     let log = cluster.node.log();
-    let words = log.lines().rfind(|line| line.starts_with("skiff-agent: ")).unwrap();
-    for part in ["journal", "nothing that runs is touched", &segment.display().to_string()] {
+    let words = log
+        .lines()
+        .rfind(|line| line.starts_with("skiff-agent: "))
+        .unwrap();
+    for part in [
+        "journal",
+        "nothing that runs is touched",
+        &segment.display().to_string(),
+    ] {
         assert!(words.contains(part), "no {part:?} in {words:?}");
     }
     assert_eq!(cluster.node.inits(), inits, "with a damaged journal");

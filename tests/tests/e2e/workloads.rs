@@ -72,7 +72,14 @@ fn leftovers_are_seen(cluster: &Cluster) {
     let seen = cluster.node.leftovers().join("\n");
     check(
         &seen,
-        &["process ", "cgroup ", "mount ", "directory ", "interface sk", "shim"],
+        &[
+            "process ",
+            "cgroup ",
+            "mount ",
+            "directory ",
+            "interface sk",
+            "shim",
+        ],
     );
 }
 
@@ -102,14 +109,7 @@ fn they_are_shown(cluster: &Cluster) {
     assert_eq!(chosen.ok().trim(), "pod/web");
     check(
         &cluster.kubectl(&["describe", "pod", "web"]).ok(),
-        &[
-            "Node:",
-            "rover/",
-            "Image ID:",
-            "Events:",
-            "Scheduled",
-            "Started",
-        ],
+        &["Node:", "rover/", "Image ID:", "Events:", "Scheduled", "Started"],
     );
     check(&get("nodes"), &["rover", "Ready", env!("CARGO_PKG_VERSION")]);
     check(
