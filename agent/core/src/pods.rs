@@ -12,6 +12,7 @@ use crate::event::{ObservedContainer, ObservedPhase, ObservedPod};
 use crate::machine::{Core, Now};
 use crate::record::Record;
 use crate::state::{ContainerState, Image, Phase, PodState, Step};
+use crate::status;
 
 /// Grace of a Pod that is gone from the desired state without a word (a forced deletion), in milliseconds.
 const FORCED_GRACE: u64 = 1_000;
@@ -61,6 +62,9 @@ impl Core {
         }
         for container in found.containers {
             self.adopt_container(now, found.uid, container);
+        }
+        if let Some(pod) = self.pods.get_mut(&found.uid) {
+            status::note_found(pod);
         }
     }
 

@@ -33,6 +33,19 @@ pub(crate) fn note_ready(pod: &mut PodState, now: i64) {
     }
 }
 
+/// Ready did not change because the agent was started anew: a Pod found ready has been since its last container came up.
+pub(crate) fn note_found(pod: &mut PodState) {
+    if !of(pod).ready() {
+        return;
+    }
+    let since = pod.containers.iter().filter_map(|it| match it.phase {
+        Phase::Running { started_at, .. } => Some(started_at),
+        _ => None,
+    });
+    pod.ready = true;
+    pod.ready_since = since.max();
+}
+
 /// Source: Kubernetes documentation, "Pod Lifecycle", Pod phase.
 fn phase(pod: &PodState) -> status::Phase {
     if pod.rejected.is_some() {

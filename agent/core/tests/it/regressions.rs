@@ -95,6 +95,22 @@ fn a_container_found_ended_asks_for_its_image_before_the_next_start() {
 }
 
 #[test]
+fn ready_does_not_change_by_a_restart_of_the_agent() {
+    let mut b = Bench::new();
+    b.observed(Vec::new());
+    b.pods(&[pod("web")]);
+    b.run("web");
+    b.wait(1000);
+    b.restart(vec![found_pod(
+        "web",
+        2,
+        vec![found(&container("app"), 0, Running(77))],
+    )]);
+    let since: Vec<_> = b.core.statuses().map(|(_, status)| status.ready_since).collect();
+    assert_eq!(since, [Some(77)]);
+}
+
+#[test]
 fn what_is_held_is_not_written_again() {
     let mut b = Bench::new();
     b.observed(Vec::new());
