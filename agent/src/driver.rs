@@ -49,6 +49,9 @@ const SHM_BYTES: u64 = 64 << 20;
 /// Inputs dealt with before the journal is synced.
 const BATCH: usize = 64;
 
+/// When the start is over, and the code that only it needed is unmapped.
+const REST: Duration = Duration::from_secs(10);
+
 /// Starts whose latency is remembered for `skiff-agent status`.
 const LATENCIES: usize = 256;
 
@@ -141,6 +144,7 @@ impl Driver {
         self.event(Event::Observed(found));
         self.settle();
         tokio::pin!(stop);
+        let mut rest = Some(Box::pin(tokio::time::sleep(REST)));
         loop {
             let deadline = self.core.next_deadline();
             let room = self.link.has_room(Class::Stream);
@@ -154,6 +158,13 @@ impl Driver {
                 Some(query) = queries.recv() => local::answer(&self, query),
                 // A deadline that is cancelled is computed anew.
                 () = sleep_until(deadline, self.began) => self.event(Event::Tick),
+                // One sleep, kept over the turns.
+                () = elapsed(&mut rest) => {
+                    rest = None;
+                    if let Err(error) = skiff_sys::process::unmap_code() {
+                        info!(%error, "the pages of the start stay mapped");
+                    }
+                }
                 () = &mut stop => break,
             }
             self.settle();
@@ -202,8 +213,9 @@ impl Driver {
                     if self.latencies.len() == LATENCIES {
                         self.latencies.remove(0);
                     }
-                    self.latencies
-                        .push(u64::try_from(arrived.elapsed().as_micros()).unwrap_or(u64::MAX));
+                    let micros = u64::try_from(arrived.elapsed().as_micros()).unwrap_or(u64::MAX);
+                    info!(pod = %container.pod, first_process_us = micros, "the Pod's first process runs");
+                    self.latencies.push(micros);
                 }
             }
             Event::Removed(uid) => {
@@ -563,6 +575,13 @@ fn signal_number(text: &str) -> Option<i32> {
         .iter()
         .position(|name| *name == text)
         .map(|at| at as i32 + 1)
+}
+
+async fn elapsed(sleep: &mut Option<std::pin::Pin<Box<tokio::time::Sleep>>>) {
+    match sleep {
+        Some(sleep) => sleep.await,
+        None => std::future::pending().await,
+    }
 }
 
 async fn sleep_until(deadline: Option<u64>, began: Instant) {

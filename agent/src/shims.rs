@@ -33,6 +33,11 @@ const SHIM_START: Duration = Duration::from_secs(20);
 /// How long a shim may take for everything at the end: ten seconds of killing, as many of removing.
 const SHUTDOWN: Duration = Duration::from_secs(40);
 
+/// How long a shim that is busy is left alone before it is asked to end again.
+const SHUTDOWN_AGAIN: Duration = Duration::from_millis(50);
+
+const SIGKILL: i32 = 9;
+
 /// What a task is asked for.
 pub(crate) enum Command {
     /// Make the sandbox.
@@ -438,6 +443,12 @@ impl Task {
                 container,
                 container_id,
             },
+            (Pending::Run(container, _), Err(ShimError::Run(RunError::Network { reason, .. }))) => {
+                let error = StartError::Config(reason.clone());
+                self.tell(Event::StartFailed { container, error }).await;
+                self.reset(reason).await;
+                return;
+            }
             (Pending::Run(container, _), Err(error)) => Event::StartFailed {
                 container,
                 error: StartError::Failed {
@@ -468,15 +479,7 @@ impl Task {
     }
 
     async fn remove(&mut self) {
-        if self.connection.is_some() {
-            let ended = tokio::time::timeout(SHUTDOWN, self.shut_down()).await;
-            match ended {
-                Ok(Ok(())) => {}
-                Ok(Err(message)) => warn!(pod = %self.uid, message, "the shim could not end the Pod"),
-                Err(_) => warn!(pod = %self.uid, "the shim did not end in time"),
-            }
-            self.connection = None;
-        }
+        self.end_shim().await;
         self.pending.clear();
         self.attempts.clear();
         let event = match clear(&self.place, self.uid, true).await {
@@ -484,6 +487,44 @@ impl Task {
             Err(message) => Event::RemoveFailed(self.uid, message),
         };
         self.tell(event).await;
+    }
+
+    /// The Pod's network failed: its sandbox is of no use and is made anew, after the core's back-off.
+    async fn reset(&mut self, reason: String) {
+        let starting = std::mem::take(&mut self.pending).into_values();
+        for pending in starting {
+            if let Pending::Run(container, _) = pending {
+                let error = StartError::Config(reason.clone());
+                self.tell(Event::StartFailed { container, error }).await;
+            }
+        }
+        self.end_shim().await;
+        self.attempts.clear();
+        if let Err(error) = clear(&self.place, self.uid, false).await {
+            warn!(pod = %self.uid, error, "what is left of the Pod cannot be cleared yet");
+        }
+        self.tell(Event::SandboxFailed(self.uid, reason)).await;
+    }
+
+    /// Ends the shim and all that it owns, whether it wants to or not.
+    async fn end_shim(&mut self) {
+        if self.connection.is_none() {
+            return;
+        }
+        let pid = self
+            .connection
+            .as_ref()
+            .and_then(|it| it.stream.peer_cred().ok())
+            .and_then(|it| it.pid());
+        let ended = tokio::time::timeout(SHUTDOWN, self.shut_down()).await;
+        if let Err(why) = ended.unwrap_or_else(|_| Err("it did not answer in time".to_owned())) {
+            warn!(pod = %self.uid, why, "the shim could not end the Pod; it is killed");
+            if let Some(pid) = pid {
+                // Its containers are killed by their cgroup right after.
+                let _ = skiff_sys::process::kill(pid, SIGKILL);
+            }
+        }
+        self.connection = None;
     }
 
     /// Has the shim end everything; waits for its answer, and meanwhile passes on nothing: the Pod is at its end.
@@ -495,9 +536,16 @@ impl Task {
         loop {
             match next(&mut self.connection).await {
                 Ok(ToClient::Reply(Reply { id, result })) => {
-                    if matches!(self.pending.remove(&id), Some(Pending::Shutdown)) {
-                        return result.map(drop).map_err(|error| error.to_string());
+                    if !matches!(self.pending.remove(&id), Some(Pending::Shutdown)) {
+                        continue;
                     }
+                    let Err(why) = result else { return Ok(()) };
+                    // An operation is under way; the caller's deadline bounds how often this is said.
+                    info!(pod = %self.uid, %why, "the shim is not ready to end");
+                    tokio::time::sleep(SHUTDOWN_AGAIN).await;
+                    self.ask(RequestBody::Shutdown, Pending::Shutdown)
+                        .await
+                        .map_err(text)?;
                 }
                 Ok(ToClient::Event(_)) => {}
                 Err(error) => return Err(text(error)),

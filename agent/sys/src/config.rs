@@ -329,4 +329,12 @@ pub enum RunError {
         /// The deadline in milliseconds.
         millis: u64,
     },
+    /// The Pod's network could not be set up: the sandbox is of no use.
+    #[error("container {id}: {reason}")]
+    Network {
+        /// The container.
+        id: String,
+        /// The kernel's word.
+        reason: String,
+    },
 }

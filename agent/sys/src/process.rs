@@ -275,6 +275,37 @@ fn is_zombie(pid: i32) -> bool {
     })
 }
 
+/// Gives back the pages of this program's code that are mapped now; those that are used are mapped again from the page
+/// cache as they are touched. A start touches several times what an idle program does.
+///
+/// # Errors
+/// When `/proc` cannot be read, or the kernel refuses.
+pub fn unmap_code() -> Result<()> {
+    let maps = fs::read_to_string("/proc/self/maps").doing("read", "/proc/self/maps")?;
+    let own = fs::read_link("/proc/self/exe").doing("read", "/proc/self/exe")?;
+    for line in maps.lines() {
+        let mut words = line.split_whitespace();
+        let (Some(range), Some("r-xp")) = (words.next(), words.next()) else {
+            continue;
+        };
+        if words.nth(3).map(Path::new) != Some(&own) {
+            continue;
+        }
+        let bounds = range.split_once('-').and_then(|(start, end)| {
+            Some((
+                usize::from_str_radix(start, 16).ok()?,
+                usize::from_str_radix(end, 16).ok()?,
+            ))
+        });
+        let Some((start, end)) = bounds else { continue };
+        // SAFETY: the range is a mapping of a file that was never writable, so no page of it differs from the file, and
+        // what is dropped comes back unchanged at the next touch, this very function included.
+        let done = unsafe { libc::madvise(start as *mut libc::c_void, end - start, libc::MADV_DONTNEED) };
+        check(done.into()).doing("unmap code of", own.display())?;
+    }
+    Ok(())
+}
+
 /// How a process ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Ended {

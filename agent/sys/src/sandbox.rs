@@ -8,9 +8,15 @@
 //! <ns_dir>/ipc   nsfs of the IPC namespace
 //! <ns_dir>/uts   nsfs of the UTS namespace, hostname set
 //! <ns_dir>/shm   tmpfs, the Pod's /dev/shm
+//! <ns_dir>/network   `ok`, or why the network is not there; locked until that is known
 //! ```
+//!
+//! The network is set up by a process of its own, because the kernel takes as long for a pair of devices as for the rest
+//! of a container: [`create`] returns as soon as the namespaces can be joined, and a container's start waits for the
+//! network ([`wait_for_network`]) just before its command runs.
 
 use std::fs;
+use std::io;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -23,6 +29,12 @@ use crate::error::{Doing, Result};
 use crate::fs::remove_dir_all;
 use crate::mount;
 use crate::netlink::Netlink;
+
+/// Says how far the network is.
+const NETWORK_FILE: &str = "network";
+
+/// What the file holds once the network is there.
+const NETWORK_READY: &str = "ok";
 
 /// Name of a Pod's network device inside its namespace.
 const POD_LINK: &str = "eth0";
@@ -44,7 +56,8 @@ pub fn create(config: &SandboxConfig, cgroups: &Cgroups) -> Result<()> {
 
 fn try_create(config: &SandboxConfig, cgroups: &Cgroups) -> Result<()> {
     fs::create_dir_all(&config.ns_dir).doing_path("make", &config.ns_dir)?;
-    let mut host = Netlink::open()?;
+    // Opened outside of the Pod's namespace, so that it speaks to the host's.
+    let host = Netlink::open()?;
     let mut flags = CloneFlags::CLONE_NEWIPC | CloneFlags::CLONE_NEWUTS;
     if !config.host_network {
         flags |= CloneFlags::CLONE_NEWNET;
@@ -55,8 +68,8 @@ fn try_create(config: &SandboxConfig, cgroups: &Cgroups) -> Result<()> {
         pin(&config.ns_dir, name)?;
     }
     if !config.host_network {
-        let file = pin(&config.ns_dir, "net")?;
-        set_up_network(config.network.as_ref(), &mut host, &file)?;
+        let namespace = pin(&config.ns_dir, "net")?;
+        begin_network(config, host, namespace)?;
     }
     let shm = config.ns_dir.join("shm");
     fs::create_dir_all(&shm).doing_path("make", &shm)?;
@@ -71,6 +84,39 @@ fn pin(ns_dir: &Path, name: &str) -> Result<OwnedFd> {
     fs::File::create(&target).doing_path("make", &target)?;
     mount::bind(&source, &target, false)?;
     Ok(fs::File::open(&target).doing_path("open", &target)?.into())
+}
+
+/// Has the network set up by a process that outlives this one. The lock is the process's: it is free when it has ended,
+/// however it ended.
+fn begin_network(config: &SandboxConfig, mut host: Netlink, namespace: OwnedFd) -> Result<()> {
+    let path = config.ns_dir.join(NETWORK_FILE);
+    let mut file = fs::File::create(&path).doing_path("make", &path)?;
+    file.lock().doing_path("lock", &path)?;
+    let network = config.network.clone();
+    // Nobody waits for its report: what it has to say is in the file.
+    crate::process::fork_child(move || {
+        let outcome = set_up_network(network.as_ref(), &mut host, &namespace);
+        let text = outcome.map_or_else(|error| error.to_string(), |()| NETWORK_READY.to_owned());
+        io::Write::write_all(&mut file, text.as_bytes()).is_ok()
+    })
+    .map(drop)
+}
+
+/// Waits until the network of the sandbox with this directory is set up. The caller has a deadline of its own.
+///
+/// # Errors
+/// Why it is not.
+pub fn wait_for_network(ns_dir: &Path) -> Result<()> {
+    let path = ns_dir.join(NETWORK_FILE);
+    let mut file = fs::File::open(&path).doing_path("open", &path)?;
+    file.lock_shared().doing_path("lock", &path)?;
+    let mut text = String::new();
+    io::Read::read_to_string(&mut file, &mut text).doing_path("read", &path)?;
+    match text.as_str() {
+        NETWORK_READY => Ok(()),
+        "" => Err(io::Error::other("the process that set it up was killed")).doing("set up", "the network"),
+        why => Err(io::Error::other(why.to_owned())).doing("set up", "the network"),
+    }
 }
 
 /// Runs inside the Pod's network namespace; `host` was opened outside.
@@ -94,6 +140,8 @@ fn set_up_network(network: Option<&NetworkConfig>, host: &mut Netlink, namespace
 /// # Errors
 /// With the first step that failed; the others are tried all the same.
 pub fn destroy(config: &SandboxConfig, cgroups: &Cgroups) -> Result<()> {
+    // What is still being made would come into being behind our back.
+    let _ = wait_for_network(&config.ns_dir);
     let path = config.cgroup.path();
     let killed = cgroups.kill_all(&path, KILL_TIMEOUT);
     let removed = cgroups.remove(&path, KILL_TIMEOUT);

@@ -30,7 +30,7 @@ use crate::cgroup::{Cgroups, Version};
 use crate::config::{ContainerConfig, Limits, RunError, Seccomp, Started};
 use crate::error::{Doing, KernelError, Result};
 use crate::fs::{Root, remove_dir_all};
-use crate::{devices, mount, process, seccomp};
+use crate::{devices, mount, process, sandbox, seccomp};
 use payload::{Failure, Payload};
 use trace::Trace;
 
@@ -97,6 +97,12 @@ pub fn run(
         id: config.id.clone(),
         reason,
     };
+    if let Some(ns_dir) = config.namespaces.net.as_deref().and_then(std::path::Path::parent) {
+        sandbox::wait_for_network(ns_dir).map_err(|error| RunError::Network {
+            id: config.id.clone(),
+            reason: error.to_string(),
+        })?;
+    }
     let pid = container
         .pid()
         .ok_or_else(|| start("it has no process".to_owned()))?
