@@ -226,8 +226,9 @@ fn what_fails_later_says_why(cluster: &Cluster) {
 }
 
 fn a_missing_config_map_is_waited_for(cluster: &Cluster) {
-    let mut container =
-        shell("echo \"got $GREETING\"; echo \"file $(cat /c/greeting)\"; trap 'exit 0' TERM; sleep 3600 & wait $!");
+    let mut container = shell(
+        "echo \"got $GREETING\"; echo \"file $(cat /c/greeting)\"; trap 'exit 0' TERM; sleep 3600 & wait $!",
+    );
     container["env"] = json!([{
         "name": "GREETING",
         "valueFrom": { "configMapKeyRef": { "name": "late", "key": "greeting" } },

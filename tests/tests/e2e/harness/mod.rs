@@ -5,6 +5,7 @@
 
 pub(crate) mod cluster;
 pub(crate) mod kernel;
+pub(crate) mod middle;
 pub(crate) mod node;
 pub(crate) mod pods;
 pub(crate) mod process;
