@@ -234,6 +234,12 @@ impl Core {
         if self.current(reference).is_none_or(|it| !it.alive()) {
             return;
         }
+        self.note_exit(now, reference, exit);
+        self.reconcile(now, reference.pod);
+    }
+
+    /// Takes an exit in, and leaves for later what it leads to.
+    pub(crate) fn note_exit(&mut self, now: Now, reference: &ContainerRef, exit: &Exit) {
         let reason = match exit {
             Exit { oom_killed: true, .. } => "OOMKilled",
             Exit { exit_code: 0, .. } => "Completed",
@@ -241,7 +247,7 @@ impl Core {
         };
         let times = (exit.started_at, exit.finished_at);
         let end = terminated(reason, exit.exit_code, exit.signal, times, String::new());
-        self.ended(now, reference, end);
+        self.note_end(now, reference, end);
     }
 
     pub(crate) fn container_lost(&mut self, now: Now, reference: &ContainerRef) {
@@ -256,8 +262,13 @@ impl Core {
         self.ended(now, reference, end);
     }
 
+    fn ended(&mut self, now: Now, reference: &ContainerRef, end: Terminated) {
+        self.note_end(now, reference, end);
+        self.reconcile(now, reference.pod);
+    }
+
     /// A container is over: decide what follows, and remember it.
-    fn ended(&mut self, now: Now, reference: &ContainerRef, mut end: Terminated) {
+    fn note_end(&mut self, now: Now, reference: &ContainerRef, mut end: Terminated) {
         let Some(state) = self.pods.get_mut(&reference.pod) else {
             return;
         };
@@ -309,7 +320,6 @@ impl Core {
         }
         self.remember(now, reference);
         self.touch(now, reference.pod);
-        self.reconcile(now, reference.pod);
     }
 
     /// Puts what must survive a reboot into the journal; of a Pod that ends, nothing must.

@@ -121,7 +121,8 @@ impl Core {
                     since: now.mono,
                     container_id: found.container_id,
                 };
-                self.exited(now, &reference, &exit);
+                // What follows is decided once all containers of the Pod have been taken over.
+                self.note_exit(now, &reference, &exit);
             }
         }
     }
@@ -289,10 +290,7 @@ impl Core {
         let Some(state) = self.pods.get_mut(&uid) else {
             return;
         };
-        if state.ending.is_none()
-            || state.sandbox == Step::Asked
-            || state.containers.iter().any(ContainerState::alive)
-        {
+        if !state.removable() {
             return;
         }
         let due = match state.removal {

@@ -221,6 +221,13 @@ impl PodState {
         self.ending.is_none() && self.rejected.is_none() && wanted
     }
 
+    /// Whether it is to end, and nothing of it is in the way.
+    pub(crate) fn removable(&self) -> bool {
+        self.ending.is_some()
+            && self.sandbox != Step::Asked
+            && !self.containers.iter().any(ContainerState::alive)
+    }
+
     /// The next moment at which something is to be done for it.
     pub(crate) fn deadline(&self) -> Option<Mono> {
         let waiting = |step| {
@@ -243,6 +250,11 @@ impl PodState {
         } else {
             None
         };
-        containers.chain(sandbox).chain(waiting(self.removal)).min()
+        let removal = if self.removable() {
+            waiting(self.removal)
+        } else {
+            None
+        };
+        containers.chain(sandbox).chain(removal).min()
     }
 }

@@ -95,6 +95,31 @@ fn a_container_found_ended_asks_for_its_image_before_the_next_start() {
 }
 
 #[test]
+fn a_pod_found_half_ended_keeps_the_grace_of_the_other_half() {
+    check("found-half-ended", |b| {
+        let two = pod_with("web", |it| {
+            it.containers.push(container("log"));
+            it.deletion_grace_seconds = Some(20);
+        });
+        b.pods(&[two]);
+        b.restart(vec![found_pod(
+            "web",
+            2,
+            vec![
+                found(&container("app"), 0, Exited(exit(0, 0))),
+                found(&container("log"), 0, Running(0)),
+            ],
+        )]);
+        b.event(
+            "remove failed web",
+            Event::RemoveFailed(uid("web"), "nobody asked".to_owned()),
+        );
+        b.wait(10);
+        b.exited("web/log#0", 0);
+    });
+}
+
+#[test]
 fn ready_does_not_change_by_a_restart_of_the_agent() {
     let mut b = Bench::new();
     b.observed(Vec::new());
