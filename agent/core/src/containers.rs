@@ -1,7 +1,7 @@
 //! Containers: image, start, end, restart.
 
 use skiff_protocol::uid::Uid;
-use skiff_protocol::wire::spec::RestartPolicy;
+use skiff_protocol::wire::spec::{Container, RestartPolicy};
 use skiff_protocol::wire::status::Terminated;
 
 use crate::backoff::Backoff;
@@ -29,6 +29,20 @@ impl ContainerState {
             deadline: before.deadline.min(deadline),
             ..before
         });
+    }
+
+    /// Has it replaced if it was started from another spec than `spec`, within `grace` milliseconds.
+    pub(crate) fn replace_unless(&mut self, now: Mono, spec: &Container, grace: u64) {
+        let asked = self.stop.is_some_and(|stop| stop.asked);
+        let same = self.digest == Core::spec_digest(spec);
+        let before = self.replace;
+        // One that was asked to end may be half way through it, so it goes also when its spec is wanted again.
+        self.replace = self.alive() && (!same || (before && asked));
+        if self.replace {
+            self.end_by(now + grace);
+        } else if before && !asked {
+            self.stop = None;
+        }
     }
 
     /// Another spec owes nothing to the failures of the one before: what waits for a back-off waits no longer.
@@ -79,14 +93,7 @@ impl Core {
                 container.end_by(now.mono + u64::from(pod.termination_grace_seconds) * 1000);
             }
             stop_step(now, uid, container, &mut self.effects);
-            run_step(
-                now,
-                uid,
-                container,
-                (&spec.image, spec.pull_policy),
-                sandbox,
-                &mut self.effects,
-            );
+            run_step(now, uid, container, spec, sandbox, &mut self.effects);
         }
     }
 
@@ -389,7 +396,7 @@ fn run_step(
     now: Now,
     uid: Uid,
     container: &mut ContainerState,
-    image: (&str, skiff_protocol::wire::spec::PullPolicy),
+    spec: &Container,
     sandbox: bool,
     effects: &mut Vec<Effect>,
 ) {
@@ -419,13 +426,14 @@ fn run_step(
         container.image = Image::Asked;
         effects.push(Effect::EnsureImage {
             container: reference,
-            image: image.0.to_owned(),
-            policy: image.1,
+            image: spec.image.clone(),
+            policy: spec.pull_policy,
         });
     } else if container.image == Image::Ready && sandbox {
         container.phase = Phase::Starting;
         container.restart_count = attempt;
         container.ran = true;
+        container.digest = Core::spec_digest(spec);
         effects.push(Effect::Start(reference));
     }
 }

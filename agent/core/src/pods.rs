@@ -88,6 +88,7 @@ impl Core {
         }
         let known = container.ran && found.attempt == container.restart_count;
         container.restart_count = found.attempt;
+        container.digest = found.spec_digest;
         container.ran = true;
         container.image_id = found.image_id;
         match found.phase {
@@ -219,10 +220,7 @@ impl Core {
                     container.image.forget();
                 }
                 container.start_afresh(now.mono);
-                container.replace = container.alive();
-                if container.replace {
-                    container.end_by(now.mono + grace);
-                }
+                container.replace_unless(now.mono, spec, grace);
             }
         }
         state.pod = Some(pod);

@@ -73,6 +73,8 @@ pub(crate) struct ContainerState {
     pub(crate) image_id: String,
     /// Starts after the first; also the attempt that is running or was last.
     pub(crate) restart_count: u32,
+    /// [`crate::Core::spec_digest`] of what was started last.
+    pub(crate) digest: u64,
     /// It has been started in this boot or an earlier one.
     pub(crate) ran: bool,
     pub(crate) last: Option<Terminated>,
@@ -151,6 +153,7 @@ impl ContainerState {
             image: Image::Unknown,
             image_id: String::new(),
             restart_count: 0,
+            digest: 0,
             ran: false,
             last: None,
             crash: Backoff::default(),

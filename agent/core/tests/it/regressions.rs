@@ -120,6 +120,24 @@ fn a_pod_found_half_ended_keeps_the_grace_of_the_other_half() {
 }
 
 #[test]
+fn a_change_that_is_taken_back_before_anybody_was_asked_restarts_nothing() {
+    check("change-taken-back", |b| {
+        b.pods(&[with_image("web", "app:1")]);
+        b.sandbox_ready("web");
+        b.image_ready("web/app#0");
+        b.pods(&[with_image("web", "app:2")]);
+        b.pods(&[with_image("web", "app:1")]);
+        b.started("web/app#0");
+        b.wait(60);
+        b.note("once it was asked, it is replaced");
+        b.pods(&[with_image("web", "app:2")]);
+        b.pods(&[with_image("web", "app:1")]);
+        b.wait(30);
+        b.exited("web/app#0", 137);
+    });
+}
+
+#[test]
 fn ready_does_not_change_by_a_restart_of_the_agent() {
     let mut b = Bench::new();
     b.observed(Vec::new());
