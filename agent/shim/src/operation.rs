@@ -56,12 +56,6 @@ pub(crate) enum Outcome {
     },
 }
 
-/// Lets the kernel get ready for the container's move into its cgroup meanwhile: see [`Cgroups::warm_up`].
-fn warm_up(cgroups: &Cgroups) {
-    // Nobody waits for its report; the shim's loop waits for the process.
-    let _ = process::fork_child(|| cgroups.warm_up());
-}
-
 /// One child at work.
 #[derive(Debug)]
 pub(crate) struct Operation {
@@ -81,7 +75,6 @@ impl Operation {
         timeout: Duration,
         asker: Asker,
     ) -> Result<Self> {
-        warm_up(cgroups);
         let child = process::fork_child(|| container::run(config, stdio, cgroups))?;
         let purpose = Purpose::Run {
             container: config.id.clone(),
@@ -112,7 +105,6 @@ impl Operation {
 
     /// Makes the sandbox.
     pub(crate) fn make_sandbox(config: SandboxConfig, cgroups: &Cgroups, asker: Asker) -> Result<Self> {
-        warm_up(cgroups);
         let making = config.clone();
         Self::plain(
             Purpose::MakeSandbox(Box::new(config)),

@@ -67,12 +67,14 @@ pub fn run(
         id: config.id.clone(),
         reason: error.to_string(),
     };
-    mount_root(config).map_err(rootfs)?;
     let create = |error: KernelError| RunError::Create {
         id: config.id.clone(),
         reason: error.to_string(),
     };
     prepare(config, &privileges, cgroups).map_err(create)?;
+    // After the cgroup is made, for making one waits for a move; before the mounts, which pass the time.
+    cgroups.warm_up_meanwhile();
+    mount_root(config).map_err(rootfs)?;
     let trace = trace::install(&cgroups.oom_file(&config.cgroup_path)).map_err(create)?;
     let (status, sender) = process::pipe().map_err(create)?;
     let payload = privileges.payload(config, sender.as_raw_fd());
