@@ -271,7 +271,7 @@ impl Cgroups {
 
     /// Has [`Cgroups::warm_up`] done by a process of its own. Nobody waits for its report, but whoever adopts it for its end.
     pub fn warm_up_meanwhile(&self) {
-        let _ = fork_child(|| self.warm_up());
+        let _ = process::fork_child(|| self.warm_up());
     }
 
     /// Makes the next move of a process into a cgroup fast.
