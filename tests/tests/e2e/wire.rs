@@ -182,7 +182,13 @@ fn desired_states_of_others(scene: &Scene<'_>) {
         generation: held,
         objects: vec![vec![1, 2, 3]],
     });
-    scene.check("an object that no index names", own, &unannounced, OBJECTS);
+    // Nobody waits for objects, so they are dropped; what is counted is the frame behind them.
+    scene.middle.publish(own, &unannounced);
+    scene.check("what follows objects that nobody asked for", own, &[], UNREADABLE);
+    // The current state once more is what every reconnect brings.
+    let (latest, _) = all.last().unwrap();
+    scene.middle.publish(own, &latest.payload);
+    scene.check("what follows the current state", own, &[], UNREADABLE);
 }
 
 fn floods(scene: &Scene<'_>) {

@@ -61,6 +61,7 @@ fn manifests_of_the_field_run_with_kubectl() {
     they_do_their_work(&cluster);
     logs_are_read_in_part_and_followed(&cluster);
     watch.says("sidecar", 10);
+    watch.says("Running", 10);
     leftovers_are_seen(&cluster);
     apply_again_changes_nothing(&cluster);
     they_are_deleted(&cluster);
