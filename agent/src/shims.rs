@@ -2,6 +2,8 @@
 //!
 //! Always holds: a task answers each effect with exactly one event, also when the shim is lost; the shim outlives it.
 
+mod connection;
+
 use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -13,16 +15,16 @@ use skiff_core::{
 };
 use skiff_protocol::uid::Uid;
 use skiff_shim::protocol::{
-    self, LENGTH_BYTES, Phase, Reply, ReplyBody, Request, RequestBody, RunRequest, ShimError, ToClient,
+    self, Phase, Reply, ReplyBody, Request, RequestBody, RunRequest, ShimError, ToClient,
 };
 use skiff_sys::cgroup::Cgroups;
 use skiff_sys::{RunError, SandboxConfig};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::UnixStream;
+use tokio::io::AsyncReadExt;
 use tokio::sync::mpsc;
 use tracing::{error, info, warn};
 
 use crate::input::Input;
+use connection::{Connection, next};
 
 /// Requests that may wait for one Pod: a few for each of its containers.
 const QUEUE: usize = 4 * skiff_protocol::limits::CONTAINERS;
@@ -511,11 +513,7 @@ impl Task {
         if self.connection.is_none() {
             return;
         }
-        let pid = self
-            .connection
-            .as_ref()
-            .and_then(|it| it.stream.peer_cred().ok())
-            .and_then(|it| it.pid());
+        let pid = self.connection.as_ref().and_then(Connection::pid);
         let ended = tokio::time::timeout(SHUTDOWN, self.shut_down()).await;
         if let Err(why) = ended.unwrap_or_else(|_| Err("it did not answer in time".to_owned())) {
             warn!(pod = %self.uid, why, "the shim could not end the Pod; it is killed");
@@ -632,78 +630,4 @@ async fn start_shim(executable: &Path, dir: &Path) -> Result<Connection, String>
     Connection::open(dir)
         .await
         .map_err(|error| failed("cannot reach the shim of", error))
-}
-
-/// A connection to a shim.
-struct Connection {
-    stream: UnixStream,
-    received: Vec<u8>,
-}
-
-impl Connection {
-    async fn open(dir: &Path) -> io::Result<Self> {
-        let stream = UnixStream::connect(dir.join(skiff_shim::SOCKET_NAME)).await?;
-        Ok(Self {
-            stream,
-            received: Vec::new(),
-        })
-    }
-
-    /// Connects to a shim that is found running, and asks it for its state.
-    async fn adopt(dir: &Path) -> io::Result<(Self, protocol::State)> {
-        let mut connection = Self::open(dir).await?;
-        connection
-            .send(&Request {
-                id: 0,
-                body: RequestBody::State,
-            })
-            .await?;
-        let answer = async {
-            loop {
-                if let ToClient::Reply(Reply {
-                    id: 0,
-                    result: Ok(ReplyBody::State(state)),
-                }) = connection.receive().await?
-                {
-                    return Ok(state);
-                }
-            }
-        };
-        let state = tokio::time::timeout(Duration::from_secs(10), answer).await;
-        let state = state.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))?;
-        state.map(|state| (connection, state))
-    }
-
-    async fn send(&mut self, request: &Request) -> io::Result<()> {
-        let frame = protocol::encode(request).map_err(io::Error::other)?;
-        self.stream.write_all(&frame).await
-    }
-
-    /// The next message. Cancel-safe: what was read so far stays in `received`.
-    async fn receive(&mut self) -> io::Result<ToClient> {
-        loop {
-            if let Some((length, rest)) = self.received.split_first_chunk::<LENGTH_BYTES>() {
-                let length = protocol::decode_length(*length).map_err(io::Error::other)?;
-                if let Some(body) = rest.get(..length) {
-                    let message = protocol::decode(body).map_err(io::Error::other);
-                    self.received.drain(..LENGTH_BYTES + length);
-                    if self.received.is_empty() {
-                        self.received = Vec::new();
-                    }
-                    return message;
-                }
-            }
-            if self.stream.read_buf(&mut self.received).await? == 0 {
-                return Err(io::ErrorKind::UnexpectedEof.into());
-            }
-        }
-    }
-}
-
-/// The next message of a connection; pending for ever where there is none.
-async fn next(connection: &mut Option<Connection>) -> io::Result<ToClient> {
-    match connection {
-        Some(connection) => connection.receive().await,
-        None => std::future::pending().await,
-    }
 }
