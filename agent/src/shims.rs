@@ -3,16 +3,15 @@
 //! Always holds: a task answers each effect with exactly one event, also when the shim is lost; the shim outlives it.
 
 mod connection;
+mod observe;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
 
-use skiff_core::{
-    ContainerRef, Event, Exit, ObservedContainer, ObservedPhase, ObservedPod, StartError, Urgency,
-};
+use skiff_core::{ContainerRef, Event, ObservedPod, StartError, Urgency};
 use skiff_protocol::uid::Uid;
 use skiff_shim::protocol::{
     self, Phase, Reply, ReplyBody, Request, RequestBody, RunRequest, ShimError, ToClient,
@@ -25,6 +24,7 @@ use tracing::{error, info, warn};
 
 use crate::input::Input;
 use connection::{Connection, next};
+use observe::{exit_of, note_path, observe, read_note, reference};
 
 /// Requests that may wait for one Pod: a few for each of its containers.
 const QUEUE: usize = 4 * skiff_protocol::limits::CONTAINERS;
@@ -37,6 +37,9 @@ const SHUTDOWN: Duration = Duration::from_secs(40);
 
 /// How long a shim that is busy is left alone before it is asked to end again.
 const SHUTDOWN_AGAIN: Duration = Duration::from_millis(50);
+
+/// How long a start that an earlier agent began is left alone before the shim is asked for it again.
+const BEGUN_AGAIN: Duration = Duration::from_millis(50);
 
 const SIGKILL: i32 = 9;
 
@@ -66,9 +69,14 @@ pub(crate) enum Command {
     Remove,
 }
 
+/// Counts up whenever the same spec would give another digest, so that an upgrade takes no spec for a changed one.
+pub(crate) const NOTE_FORMAT: u32 = 1;
+
 /// What must be known of a running container after a restart of the agent.
 #[derive(Clone, Debug, serde::Serialize, serde::Deserialize)]
 pub(crate) struct Note {
+    /// [`NOTE_FORMAT`] of the agent that wrote it.
+    pub(crate) format: u32,
     /// The image it runs from.
     pub image_id: String,
     /// [`skiff_core::Core::spec_digest`] of its spec.
@@ -126,35 +134,40 @@ impl Shims {
         }
     }
 
-    /// Finds the shims that run, and clears what is left of those that do not.
+    /// Finds the shims that run, and clears what is left of those that do not. Of a Pod that is `wanted` the volumes
+    /// stay, as when its shim is lost under a running agent.
     ///
     /// # Errors
-    /// When the directory of Pods cannot be read.
-    pub(crate) async fn find(&mut self) -> io::Result<Vec<ObservedPod>> {
+    /// When the directory of Pods cannot be read, or a shim is there and does not answer: what it owns may be healthy,
+    /// so it is neither ended nor started again.
+    pub(crate) async fn find(&mut self, wanted: &BTreeSet<Uid>) -> io::Result<Vec<ObservedPod>> {
         std::fs::create_dir_all(&self.place.run)?;
         std::fs::create_dir_all(&self.place.state)?;
         let mut found = Vec::new();
-        for entry in std::fs::read_dir(&self.place.run)? {
-            let entry = entry?;
-            let Some(uid) = entry
-                .file_name()
-                .to_str()
-                .and_then(|name| name.parse::<Uid>().ok())
-            else {
-                continue;
-            };
-            match Connection::adopt(&entry.path()).await {
+        for uid in pods_in(&self.place.run)? {
+            let dir = self.place.run_of(uid);
+            match Connection::adopt(&dir).await {
                 Ok((connection, state)) => {
-                    found.push(observe(uid, &entry.path(), &state));
+                    found.push(observe(uid, &dir, &state));
                     self.spawn(uid, Some((connection, state)));
                 }
-                Err(error) => {
-                    info!(pod = %uid, %error, "no shim runs for this Pod; clearing what is left of it");
-                    let place = self.place.clone();
-                    if let Err(error) = clear(&place, uid, true).await {
+                Err(error) if is_absence(&error) => {
+                    info!(pod = %uid, "no shim runs for this Pod; clearing what is left of it");
+                    if let Err(error) = clear(&self.place, uid, !wanted.contains(&uid)).await {
                         warn!(pod = %uid, error, "what is left of the Pod cannot be cleared yet");
                     }
                 }
+                Err(error) => {
+                    let text = format!("the shim of pod {uid} is there and does not answer: {error}");
+                    return Err(io::Error::new(error.kind(), text));
+                }
+            }
+        }
+        // A Pod whose removal was cut off by the end of the power has files and nothing else.
+        let kept = |uid: &Uid| wanted.contains(uid) || self.tasks.contains_key(uid);
+        for uid in pods_in(&self.place.state)?.into_iter().filter(|uid| !kept(uid)) {
+            if let Err(error) = clear(&self.place, uid, true).await {
+                warn!(pod = %uid, error, "what is left of the Pod cannot be cleared yet");
             }
         }
         Ok(found)
@@ -201,83 +214,32 @@ impl Shims {
     }
 }
 
-fn reference(uid: Uid, container: &protocol::ContainerState) -> ContainerRef {
-    ContainerRef {
-        pod: uid,
-        name: container.name.clone(),
-        attempt: container.attempt,
-    }
-}
-
-fn note_path(pod_dir: &Path, container: &str) -> PathBuf {
-    pod_dir.join("notes").join(container)
-}
-
-fn observe(uid: Uid, dir: &Path, state: &protocol::State) -> ObservedPod {
-    let ip = state
-        .sandbox
-        .as_ref()
-        .and_then(|it| it.network.as_ref())
-        .and_then(|it| match it.address.address {
-            std::net::IpAddr::V4(ip) => Some(ip),
-            std::net::IpAddr::V6(_) => None,
-        });
-    // Of a container that was restarted the shim may still know the attempt before; the latest counts.
-    let mut latest: BTreeMap<&str, &protocol::ContainerState> = BTreeMap::new();
-    for container in &state.containers {
-        let newer = latest
-            .get(container.name.as_str())
-            .is_none_or(|it| it.attempt <= container.attempt);
-        if newer {
-            latest.insert(&container.name, container);
-        }
-    }
-    let containers = latest.into_values().filter_map(|it| {
-        let note = std::fs::read(note_path(dir, &it.id))
-            .ok()
-            .and_then(|bytes| postcard::from_bytes::<Note>(&bytes).ok());
-        let note = note.unwrap_or(Note {
-            image_id: String::new(),
-            spec_digest: 0,
-        });
-        let phase = match &it.phase {
-            Phase::Starting => return None,
-            Phase::Running { started_at, .. } => ObservedPhase::Running(started_at.unix_ns / 1_000_000_000),
-            Phase::Exited(exit) => ObservedPhase::Exited(exit_of(exit)),
-        };
-        Some(ObservedContainer {
-            name: it.name.clone(),
-            attempt: it.attempt,
-            container_id: container_id(uid, &it.id),
-            image_id: note.image_id,
-            spec_digest: note.spec_digest,
-            phase,
-        })
-    });
-    ObservedPod {
-        uid,
-        sandbox: state.sandbox.is_some(),
-        ip,
-        containers: containers.collect(),
-    }
-}
-
-fn exit_of(exit: &protocol::Exit) -> Exit {
-    Exit {
-        exit_code: exit.exit_code,
-        signal: exit.signal.unwrap_or(0),
-        oom_killed: exit.oom_killed,
-        started_at: exit.started_at.unix_ns / 1_000_000_000,
-        finished_at: exit.finished_at.unix_ns / 1_000_000_000,
-    }
-}
-
 /// What a request was for.
 enum Pending {
     Sandbox,
-    Run(ContainerRef, String),
+    Run(Start),
+    /// The shim's state, for a start that an earlier agent began and did not live to see.
+    Begun(Start),
     Quiet,
     Shutdown,
+}
+
+/// A start that the core waits for.
+struct Start {
+    container: ContainerRef,
+    /// What the shim calls it.
+    id: String,
+    /// An earlier agent may have begun it, from a spec that is not the one now wanted.
+    stale: bool,
+}
+
+impl Start {
+    fn failed(self, exit_code: i32, message: String) -> Event {
+        Event::StartFailed {
+            container: self.container,
+            error: StartError::Failed { exit_code, message },
+        }
+    }
 }
 
 struct Task {
@@ -332,6 +294,7 @@ impl Task {
                 self.forget_older(&container).await;
                 let bytes = postcard::to_allocvec(&note).unwrap_or_default();
                 let path = note_path(&self.place.run_of(self.uid), &id);
+                let stale = read_note(&path).is_some_and(|it| it.spec_digest != note.spec_digest);
                 let kept = path
                     .parent()
                     .map_or(Ok(()), std::fs::create_dir_all)
@@ -340,14 +303,8 @@ impl Task {
                     warn!(path = %path.display(), %error, "cannot keep what the next agent must know");
                 }
                 self.attempts.insert(id.clone(), container.clone());
-                let pending = Pending::Run(container.clone(), container_id(self.uid, &id));
-                if self.ask(RequestBody::Run(request), pending).await.is_err() {
-                    let error = StartError::Failed {
-                        exit_code: 128,
-                        message: "the Pod's shim is gone".to_owned(),
-                    };
-                    self.tell(Event::StartFailed { container, error }).await;
-                }
+                let start = Start { container, id, stale };
+                self.begin(RequestBody::Run(request), start, Pending::Run).await;
             }
             Command::Stop {
                 container,
@@ -369,6 +326,58 @@ impl Task {
         }
     }
 
+    /// Asks for what a start waits for; without a shim it has failed.
+    async fn begin(&mut self, body: RequestBody, start: Start, pending: impl FnOnce(Start) -> Pending) {
+        let container = start.container.clone();
+        if self.ask(body, pending(start)).await.is_err() {
+            let error = StartError::Failed {
+                exit_code: 128,
+                message: "the Pod's shim is gone".to_owned(),
+            };
+            self.tell(Event::StartFailed { container, error }).await;
+        }
+    }
+
+    /// What became of a start that an earlier agent began: the same attempt is never started twice.
+    async fn begun(&mut self, start: Start, state: &protocol::State) {
+        let found = state.containers.iter().find(|it| it.id == start.id);
+        match found.map(|it| &it.phase) {
+            None => {
+                let message = "the start that was under way when the agent ended has failed";
+                self.tell(start.failed(128, message.to_owned())).await;
+            }
+            Some(Phase::Starting) => self.look_again(start).await,
+            Some(Phase::Running { .. }) if start.stale => {
+                let container = Some(start.id.clone());
+                // A shim that is gone is told by an event of its own.
+                let _ = self.ask(RequestBody::KillAll { container }, Pending::Quiet).await;
+                self.look_again(start).await;
+            }
+            Some(Phase::Exited(_)) if start.stale => {
+                let message = "its spec changed while the agent was away";
+                self.tell(start.failed(128, message.to_owned())).await;
+            }
+            Some(Phase::Running { .. }) => self.tell(self.started(&start)).await,
+            Some(Phase::Exited(exit)) => {
+                self.tell(self.started(&start)).await;
+                let (container, exit) = (start.container, exit_of(exit));
+                self.tell(Event::Exited { container, exit }).await;
+            }
+        }
+    }
+
+    async fn look_again(&mut self, start: Start) {
+        tokio::time::sleep(BEGUN_AGAIN).await;
+        self.begin(RequestBody::State, start, Pending::Begun).await;
+    }
+
+    fn started(&self, start: &Start) -> Event {
+        Event::Started {
+            container: start.container.clone(),
+            container_id: container_id(self.uid, &start.id),
+        }
+    }
+
     /// Removes what the shim and the disk keep of the container's earlier attempts, but for the last one's log.
     async fn forget_older(&mut self, container: &ContainerRef) {
         let older = self
@@ -378,20 +387,22 @@ impl Task {
         let older: Vec<String> = older.map(|(id, _)| id.clone()).collect();
         for id in older {
             self.attempts.remove(&id);
-            let _ = self
-                .ask(
-                    RequestBody::Delete {
-                        container: id.clone(),
-                    },
-                    Pending::Quiet,
-                )
-                .await;
+            let _ = self.ask(RequestBody::Delete { container: id.clone() }, Pending::Quiet).await;
             let _ = std::fs::remove_file(note_path(&self.place.run_of(self.uid), &id));
-            let disk = self.place.state_of(self.uid).join("containers").join(&id);
-            if let Err(error) = tokio::fs::remove_dir_all(&disk).await
+        }
+        // Also what an earlier boot or a lost shim left, and what lies under this very attempt's name: a container
+        // begins with a fresh writable layer.
+        let layers = self.place.state_of(self.uid).join("containers");
+        let of_this = |name: &str| {
+            let attempt = name.strip_prefix(container.name.as_str()).and_then(|it| it.strip_prefix('-'));
+            attempt.is_some_and(|it| it.parse::<u32>().is_ok())
+        };
+        let entries = std::fs::read_dir(&layers).into_iter().flatten().flatten();
+        for path in entries.filter(|it| it.file_name().to_str().is_some_and(of_this)).map(|it| it.path()) {
+            if let Err(error) = tokio::fs::remove_dir_all(&path).await
                 && error.kind() != io::ErrorKind::NotFound
             {
-                warn!(path = %disk.display(), %error, "cannot remove an ended container's files");
+                warn!(path = %path.display(), %error, "cannot remove an ended container's files");
             }
         }
     }
@@ -401,8 +412,14 @@ impl Task {
         if self.connection.is_none() {
             let failed = |error: io::Error| format!("{}: {error}", dir.display());
             std::fs::create_dir_all(&dir).map_err(failed)?;
-            let started = tokio::time::timeout(SHIM_START, start_shim(&self.place.executable, &dir)).await;
-            let connection = started.map_err(|_| "the shim did not start in time".to_owned())??;
+            // One may be there that was too late last time.
+            let connection = match Connection::open(&dir).await {
+                Ok(connection) => connection,
+                Err(_) => {
+                    let started = tokio::time::timeout(SHIM_START, start_shim(&self.place.executable, &dir)).await;
+                    started.map_err(|_| "the shim did not start in time".to_owned())??
+                }
+            };
             self.connection = Some(connection);
         }
         let asked = self.ask(RequestBody::MakeSandbox(config), Pending::Sandbox).await;
@@ -441,23 +458,24 @@ impl Task {
         let event = match (pending, result) {
             (Pending::Sandbox, Ok(_)) => Event::SandboxReady(self.uid),
             (Pending::Sandbox, Err(error)) => Event::SandboxFailed(self.uid, error.to_string()),
-            (Pending::Run(container, container_id), Ok(_)) => Event::Started {
-                container,
-                container_id,
-            },
-            (Pending::Run(container, _), Err(ShimError::Run(RunError::Network { reason, .. }))) => {
-                let error = StartError::Config(reason.clone());
+            (Pending::Run(start), Err(ShimError::Exists(_))) => {
+                self.begin(RequestBody::State, start, Pending::Begun).await;
+                return;
+            }
+            (Pending::Begun(start), Ok(ReplyBody::State(state))) => {
+                self.begun(start, &state).await;
+                return;
+            }
+            (Pending::Run(start) | Pending::Begun(start), Ok(_)) => self.started(&start),
+            (Pending::Run(start), Err(ShimError::Run(RunError::Network { reason, .. }))) => {
+                let (container, error) = (start.container, StartError::Config(reason.clone()));
                 self.tell(Event::StartFailed { container, error }).await;
                 self.reset(reason).await;
                 return;
             }
-            (Pending::Run(container, _), Err(error)) => Event::StartFailed {
-                container,
-                error: StartError::Failed {
-                    exit_code: code(&error),
-                    message: error.to_string(),
-                },
-            },
+            (Pending::Run(start) | Pending::Begun(start), Err(error)) => {
+                start.failed(code(&error), error.to_string())
+            }
             (Pending::Quiet | Pending::Shutdown, _) => return,
         };
         self.tell(event).await;
@@ -466,7 +484,10 @@ impl Task {
     /// The shim ended without being asked: what it owned is killed, then the core hears of it.
     async fn lost(&mut self, why: &io::Error) {
         error!(pod = %self.uid, %why, "the Pod's shim is gone");
-        self.connection = None;
+        if let Some(pid) = self.connection.take().and_then(|it| it.pid) {
+            // One that still lives, and speaks what nobody understands, must not go on owning what is made anew.
+            let _ = pid.signal(SIGKILL);
+        }
         if let Err(error) = clear(&self.place, self.uid, false).await {
             warn!(pod = %self.uid, error, "what is left of the Pod cannot be cleared yet");
         }
@@ -495,7 +516,7 @@ impl Task {
     async fn reset(&mut self, reason: String) {
         let starting = std::mem::take(&mut self.pending).into_values();
         for pending in starting {
-            if let Pending::Run(container, _) = pending {
+            if let Pending::Run(Start { container, .. }) | Pending::Begun(Start { container, .. }) = pending {
                 let error = StartError::Config(reason.clone());
                 self.tell(Event::StartFailed { container, error }).await;
             }
@@ -513,16 +534,15 @@ impl Task {
         if self.connection.is_none() {
             return;
         }
-        let pid = self.connection.as_ref().and_then(Connection::pid);
         let ended = tokio::time::timeout(SHUTDOWN, self.shut_down()).await;
+        let pid = self.connection.take().and_then(|it| it.pid);
         if let Err(why) = ended.unwrap_or_else(|_| Err("it did not answer in time".to_owned())) {
             warn!(pod = %self.uid, why, "the shim could not end the Pod; it is killed");
             if let Some(pid) = pid {
                 // Its containers are killed by their cgroup right after.
-                let _ = skiff_sys::process::kill(pid, SIGKILL);
+                let _ = pid.signal(SIGKILL);
             }
         }
-        self.connection = None;
     }
 
     /// Has the shim end everything; waits for its answer, and meanwhile passes on nothing: the Pod is at its end.

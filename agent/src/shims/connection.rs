@@ -5,62 +5,78 @@
 
 use std::io;
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use skiff_shim::protocol::{self, LENGTH_BYTES, Reply, ReplyBody, Request, RequestBody, ToClient};
+use skiff_sys::process::PidFd;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
+
+/// How long a shim may take to tell its state: it has one thread, which waits for nothing.
+const ANSWER: Duration = Duration::from_secs(10);
+
+/// How long an operation of a shim may last: a start and its undoing.
+const BUSY: Duration = Duration::from_secs(90);
+
+/// How often a busy shim is asked.
+const AGAIN: Duration = Duration::from_millis(20);
 
 /// A connection to a shim.
 pub(super) struct Connection {
     stream: UnixStream,
     received: Vec<u8>,
+    /// The shim's process; held open, so that no other can be meant.
+    pub(super) pid: Option<PidFd>,
 }
 
 impl Connection {
     /// Connects to the shim of a Pod's directory.
     pub(super) async fn open(dir: &Path) -> io::Result<Self> {
         let stream = UnixStream::connect(dir.join(skiff_shim::SOCKET_NAME)).await?;
+        let pid = stream.peer_cred()?.pid().and_then(|pid| PidFd::open(pid, None).ok());
         Ok(Self {
             stream,
             received: Vec::new(),
+            pid,
         })
     }
 
     /// Connects to a shim that is found running, and asks it for its state.
     pub(super) async fn adopt(dir: &Path) -> io::Result<(Self, protocol::State)> {
         let mut connection = Self::open(dir).await?;
-        connection
-            .send(&Request {
-                id: 0,
-                body: RequestBody::State,
-            })
-            .await?;
-        let answer = async {
-            loop {
-                if let ToClient::Reply(Reply {
-                    id: 0,
-                    result: Ok(ReplyBody::State(state)),
-                }) = connection.receive().await?
-                {
-                    return Ok(state);
-                }
+        let until = Instant::now() + BUSY;
+        loop {
+            let state = tokio::time::timeout(ANSWER, connection.state()).await;
+            let state = state.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))??;
+            // What is being started can be neither taken over nor asked for again.
+            if !state.busy {
+                return Ok((connection, state));
             }
-        };
-        let state = tokio::time::timeout(Duration::from_secs(10), answer).await;
-        let state = state.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))?;
-        state.map(|state| (connection, state))
+            if Instant::now() >= until {
+                return Err(io::Error::new(io::ErrorKind::TimedOut, "it is busy with something that does not end"));
+            }
+            tokio::time::sleep(AGAIN).await;
+        }
+    }
+
+    async fn state(&mut self) -> io::Result<protocol::State> {
+        let body = RequestBody::State;
+        self.send(&Request { id: 0, body }).await?;
+        loop {
+            if let ToClient::Reply(Reply {
+                id: 0,
+                result: Ok(ReplyBody::State(state)),
+            }) = self.receive().await?
+            {
+                return Ok(state);
+            }
+        }
     }
 
     /// Sends a request.
     pub(super) async fn send(&mut self, request: &Request) -> io::Result<()> {
         let frame = protocol::encode(request).map_err(io::Error::other)?;
         self.stream.write_all(&frame).await
-    }
-
-    /// The shim's process, as the kernel says.
-    pub(super) fn pid(&self) -> Option<i32> {
-        self.stream.peer_cred().ok()?.pid()
     }
 
     /// The next message. Cancel-safe: what was read so far stays in `received`.

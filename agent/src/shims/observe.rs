@@ -1,0 +1,86 @@
+//! What a shim knows of its containers, as the core wants to hear it when an agent finds it running.
+//!
+//! Always holds: of each container the latest attempt counts; one that is still being started is not told of here,
+//! for its end is not known yet.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use skiff_core::{ContainerRef, Exit, ObservedContainer, ObservedPhase, ObservedPod};
+use skiff_protocol::uid::Uid;
+use skiff_shim::protocol::{self, Phase};
+
+use super::{Note, container_id};
+
+pub(super) fn reference(uid: Uid, container: &protocol::ContainerState) -> ContainerRef {
+    ContainerRef {
+        pod: uid,
+        name: container.name.clone(),
+        attempt: container.attempt,
+    }
+}
+
+pub(super) fn note_path(pod_dir: &Path, container: &str) -> PathBuf {
+    pod_dir.join("notes").join(container)
+}
+
+pub(super) fn read_note(path: &Path) -> Option<Note> {
+    let bytes = std::fs::read(path).ok()?;
+    postcard::from_bytes(&bytes).ok()
+}
+
+pub(super) fn observe(uid: Uid, dir: &Path, state: &protocol::State) -> ObservedPod {
+    let ip = state
+        .sandbox
+        .as_ref()
+        .and_then(|it| it.network.as_ref())
+        .and_then(|it| match it.address.address {
+            std::net::IpAddr::V4(ip) => Some(ip),
+            std::net::IpAddr::V6(_) => None,
+        });
+    // Of a container that was restarted the shim may still know the attempt before; the latest counts.
+    let mut latest: BTreeMap<&str, &protocol::ContainerState> = BTreeMap::new();
+    for container in &state.containers {
+        let newer = latest
+            .get(container.name.as_str())
+            .is_none_or(|it| it.attempt <= container.attempt);
+        if newer {
+            latest.insert(&container.name, container);
+        }
+    }
+    let containers = latest.into_values().filter_map(|it| {
+        let note = read_note(&note_path(dir, &it.id)).unwrap_or(Note {
+            image_id: String::new(),
+            spec_digest: 0,
+        });
+        let phase = match &it.phase {
+            Phase::Starting => return None,
+            Phase::Running { started_at, .. } => ObservedPhase::Running(started_at.unix_ns / 1_000_000_000),
+            Phase::Exited(exit) => ObservedPhase::Exited(exit_of(exit)),
+        };
+        Some(ObservedContainer {
+            name: it.name.clone(),
+            attempt: it.attempt,
+            container_id: container_id(uid, &it.id),
+            image_id: note.image_id,
+            spec_digest: note.spec_digest,
+            phase,
+        })
+    });
+    ObservedPod {
+        uid,
+        sandbox: state.sandbox.is_some(),
+        ip,
+        containers: containers.collect(),
+    }
+}
+
+pub(super) fn exit_of(exit: &protocol::Exit) -> Exit {
+    Exit {
+        exit_code: exit.exit_code,
+        signal: exit.signal.unwrap_or(0),
+        oom_killed: exit.oom_killed,
+        started_at: exit.started_at.unix_ns / 1_000_000_000,
+        finished_at: exit.finished_at.unix_ns / 1_000_000_000,
+    }
+}
