@@ -11,6 +11,7 @@
 
 mod commands;
 mod confinement;
+mod crashes;
 mod harness;
 mod images;
 mod lifecycle;

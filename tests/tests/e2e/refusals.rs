@@ -22,6 +22,7 @@ fn what_is_wrong_is_refused_by_name_and_not_stored() {
     let cluster = Cluster::busybox();
     manifests_are_refused(&cluster);
     raw_requests_get_a_status(&cluster);
+    strangers_are_refused(&cluster);
     unknown_fields_are_as_field_validation_says(&cluster);
     what_fails_later_says_why(&cluster);
     a_missing_config_map_is_waited_for(&cluster);
@@ -146,6 +147,54 @@ fn raw_requests_get_a_status(cluster: &Cluster) {
         );
     }
     nothing_is_stored(cluster);
+}
+
+/// Nobody without a name, with a wrong one, or with a node's name gets at the API; a join token works once.
+fn strangers_are_refused(cluster: &Cluster) {
+    for credentials in [
+        "",
+        "Authorization: Bearer wrong-wrong-wrong-wrong-wrong-wrong-wrong-wrong",
+    ] {
+        let (code, status) = cluster.request(&["-H", credentials], "GET", PODS, "");
+        assert_eq!(
+            (code, &status["reason"]),
+            (401, &json!("Unauthorized")),
+            "{credentials:?}: {status}"
+        );
+    }
+    let joined = crate::harness::process::read(&cluster.node.state.join("identity/joined.json"));
+    let joined: Value = serde_json::from_str(&joined).unwrap();
+    let certificate = cluster.dir().join("node.crt");
+    std::fs::write(&certificate, joined["certificate"].as_str().unwrap()).unwrap();
+    let (certificate, key) = (
+        certificate.display().to_string(),
+        cluster.node.state.join("identity/node.key").display().to_string(),
+    );
+    let as_node = ["--cert", &certificate, "--key", &key];
+    for (method, path) in [("GET", PODS), ("GET", "/api/v1/secrets"), ("POST", PODS)] {
+        let (code, status) = cluster.request(&as_node, method, path, "{}");
+        assert_eq!(
+            (code, &status["reason"]),
+            (403, &json!("Forbidden")),
+            "{path}: {status}"
+        );
+    }
+    let token = cluster.token("second");
+    let join = || {
+        cluster
+            .node
+            .agent_in(&cluster.dir().join("second"), &["join", &token])
+    };
+    join().ok();
+    join().fails(1, &["token"]);
+    let forged = format!("{}AAAA", &token[..token.len() - 4]);
+    cluster
+        .node
+        .agent_in(&cluster.dir().join("third"), &["join", &forged])
+        .fails(1, &["token"]);
+    cluster
+        .kubectl(&["delete", "node", "second", "--ignore-not-found"])
+        .ok();
 }
 
 fn unknown_fields_are_as_field_validation_says(cluster: &Cluster) {

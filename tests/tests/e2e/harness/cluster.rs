@@ -308,33 +308,24 @@ impl Cluster {
     /// A raw request with the administrator's token; the status code and the body.
     #[track_caller]
     pub(crate) fn http(&self, method: &str, path: &str, body: &str) -> (u16, Value) {
+        let token = read(&self.data().join("admin.token"));
+        let header = format!("Authorization: Bearer {}", token.trim());
+        self.request(&["-H", &header], method, path, body)
+    }
+
+    /// A raw request with what curl takes as credentials.
+    #[track_caller]
+    pub(crate) fn request(&self, credentials: &[&str], method: &str, path: &str, body: &str) -> (u16, Value) {
         let raw = "jsonpath={.clusters[0].cluster.certificate-authority-data}";
         let encoded = self.kubectl(&["config", "view", "--raw", "-o", raw]).ok();
         let authority = base64::engine::general_purpose::STANDARD.decode(encoded).unwrap();
         let file = self.dir.path().join("ca.pem");
         std::fs::write(&file, authority).unwrap();
-        let token = read(&self.data().join("admin.token"));
-        let (header, url) = (
-            format!("Authorization: Bearer {}", token.trim()),
-            format!("https://{}{path}", self.api),
-        );
-        let file = file.display().to_string();
-        let arguments = [
-            "-sS",
-            "--cacert",
-            &file,
-            "-X",
-            method,
-            "-H",
-            &header,
-            "-H",
-            "Content-Type: application/json",
-            "--data-binary",
-            "@-",
-            "-w",
-            "\n%{http_code}",
-            &url,
-        ];
+        let (file, url) = (file.display().to_string(), format!("https://{}{path}", self.api));
+        let json = "Content-Type: application/json";
+        let mut arguments = vec!["-sS", "--http1.1", "--cacert", &file, "-X", method, "-H", json];
+        arguments.extend(credentials);
+        arguments.extend(["--data-binary", "@-", "-w", "\n%{http_code}", &url]);
         let out = Said::of(Path::new("curl"), &arguments, &[], body).ok();
         let (body, code) = out.rsplit_once('\n').unwrap();
         let value = serde_json::from_str(body).unwrap_or_else(|error| panic!("{error}: {body}"));

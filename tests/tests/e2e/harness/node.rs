@@ -89,6 +89,14 @@ impl Node {
         Said::of(&programs::agent(), &all, &[], "")
     }
 
+    /// A command of `skiff-agent` with another state directory, as another node would run it.
+    #[track_caller]
+    pub(crate) fn agent_in(&self, state: &Path, arguments: &[&str]) -> Said {
+        let state = state.display().to_string();
+        let other: Vec<&str> = arguments.iter().copied().chain(["--state-dir", &state]).collect();
+        self.agent(&other)
+    }
+
     /// Joins the fleet.
     #[track_caller]
     pub(crate) fn join(&mut self, token: &str) {
