@@ -1,7 +1,7 @@
 //! What the shim does for each request, and when the operation behind it has ended.
 //!
 //! Always holds: `Ok(None)` means that an operation will answer; only one operation at a time works on a container, and
-//! none while the sandbox is being made or destroyed.
+//! none while the sandbox is being made or destroyed; a start is answered before its end is told.
 
 use std::time::{Duration, Instant};
 
@@ -212,8 +212,18 @@ impl Server {
             }
         });
         for (purpose, asker, outcome) in ended {
+            let begun = match (&purpose, &outcome) {
+                (Purpose::Run { container, .. }, Outcome::Started(process)) => {
+                    Some((container.clone(), process.pid))
+                }
+                _ => None,
+            };
             if let Some(result) = self.finish(purpose, asker, outcome).transpose() {
                 self.reply(asker, result);
+            }
+            // A short command may have ended before its start was reported; its end is told after its beginning.
+            if let Some((container, pid)) = begun {
+                self.tell_stray_exit(&container, pid);
             }
         }
     }
@@ -259,8 +269,13 @@ impl Server {
         if let Some(container) = self.containers.get_mut(id) {
             container.life = Life::Running { process, started_at };
         }
-        // A short command may have ended before its start was reported.
-        if let Some(ended) = self.take_stray_exit(process.pid) {
+    }
+
+    fn tell_stray_exit(&mut self, id: &str, pid: i32) {
+        let life = self.containers.get(id).map(|container| &container.life);
+        if let Some(&Life::Running { started_at, .. }) = life
+            && let Some(ended) = self.take_stray_exit(pid)
+        {
             self.exited(id, started_at, ended);
         }
     }

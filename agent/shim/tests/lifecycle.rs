@@ -4,11 +4,15 @@
 
 mod common;
 
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
 use common::{Pod, TIMEOUT, start_shim, wait_until};
 use skiff_shim::client::{Client, ClientError};
-use skiff_shim::protocol::{Phase, RequestBody, ShimError};
+use skiff_shim::protocol::{
+    self, Event, LogConfig, Phase, ReplyBody, RequestBody, RunRequest, ShimError, ToClient,
+};
 use skiff_sys::{Limits, RunError, process};
 
 fn run_error(error: ClientError) -> RunError {
@@ -370,7 +374,7 @@ fn nonsense_ends_the_connection_and_nothing_else() {
         &[0, 0, 0, 3, 1, 0xff, 0xff],
     ];
     for frame in frames {
-        let mut stream = std::os::unix::net::UnixStream::connect(pod.dir.join("shim.sock")).unwrap();
+        let mut stream = UnixStream::connect(pod.dir.join("shim.sock")).unwrap();
         stream.set_read_timeout(Some(TIMEOUT)).unwrap();
         stream.write_all(frame).unwrap();
         let mut answer = Vec::new();
@@ -395,4 +399,53 @@ fn a_shim_can_be_started_anew_after_a_shutdown() {
     let config = pod.shell("app", "echo again");
     assert_eq!(pod.output(config), (0, "again\n".to_owned()));
     pod.shut_down();
+}
+
+#[test]
+fn a_start_is_answered_before_its_exit_is_told() {
+    let mut pod = Pod::sandboxed(40);
+    let shim = i32::try_from(pod.shim.id()).unwrap();
+    let mut socket = UnixStream::connect(pod.dir.join(skiff_shim::SOCKET_NAME)).unwrap();
+    socket.set_read_timeout(Some(TIMEOUT)).unwrap();
+    for n in 0..3 {
+        let container = format!("short{n}");
+        let run = RunRequest {
+            config: pod.command(&container, &["true"]),
+            name: container.clone(),
+            attempt: 0,
+            log: LogConfig::default(),
+            timeout_ms: TIMEOUT.as_millis() as u64,
+        };
+        for (id, body) in [(n, RequestBody::Run(Box::new(run))), (100, RequestBody::State)] {
+            let request = protocol::encode(&protocol::Request { id, body }).unwrap();
+            socket.write_all(&request).unwrap();
+        }
+        // The start is under way when the state is told. A shim that stands still until all is over learns of the
+        // start and of the end at once.
+        let state = next_frame(&mut socket);
+        process::kill(shim, SIGSTOP).unwrap();
+        assert!(matches!(&state, ToClient::Reply(it) if it.id == 100), "{state:?}");
+        std::thread::sleep(Duration::from_millis(500));
+        process::kill(shim, SIGCONT).unwrap();
+        let told: Vec<_> = std::iter::repeat_with(|| next_frame(&mut socket))
+            .take(2)
+            .collect();
+        let [ToClient::Reply(reply), ToClient::Event(Event::Exited(exit))] = told.as_slice() else {
+            panic!("of {container}: {told:?}")
+        };
+        assert!(matches!(reply.result, Ok(ReplyBody::Started(_))), "{reply:?}");
+        assert_eq!((reply.id, &exit.container, exit.exit_code), (n, &container, 0));
+    }
+    pod.shut_down();
+}
+
+const SIGCONT: i32 = 18;
+const SIGSTOP: i32 = 19;
+
+fn next_frame(socket: &mut UnixStream) -> ToClient {
+    let mut length = [0; protocol::LENGTH_BYTES];
+    socket.read_exact(&mut length).unwrap();
+    let mut body = vec![0; protocol::decode_length(length).unwrap()];
+    socket.read_exact(&mut body).unwrap();
+    protocol::decode(&body).unwrap()
 }
