@@ -16,7 +16,7 @@ use std::sync::atomic::AtomicU64;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result};
-use skiff_core::{ContainerRef, Core, Effect, Event, Now, Refusal, StartError};
+use skiff_core::{ContainerRef, Core, Effect, Event, Now, Record, Refusal, StartError};
 use skiff_protocol::uid::Uid;
 use skiff_protocol::wire::spec::{ConfigData, Object, ObjectKey, PodSpec};
 use skiff_protocol::wire::{Down, Up};
@@ -31,13 +31,13 @@ use crate::config::Config;
 use crate::identity::Identity;
 use crate::images::Images;
 use crate::input::Input;
-use crate::ledger::Ledger;
+use crate::ledger::{Ledger, Room};
 use crate::link::{self, Incoming, Link};
 use crate::local::{self, Query};
 use crate::logs::Streams;
 use crate::node::Node;
 use crate::plan::{self, Facts};
-use crate::shims::{Command, Note, Place, Shims};
+use crate::shims::{Command, NOTE_FORMAT, Note, Place, Shims};
 use crate::volumes;
 
 /// How long one start may take before it is undone.
@@ -48,6 +48,12 @@ const SHM_BYTES: u64 = 64 << 20;
 
 /// Inputs dealt with before the journal is synced.
 const BATCH: usize = 64;
+
+/// How long after the journal refused something the broker is asked for it again.
+const AGAIN: Duration = Duration::from_secs(30);
+
+/// How often memory and disk are looked at; the server hears of it only when a condition changes.
+const LOOK: Duration = Duration::from_secs(60);
 
 /// When the start is over, and the code that only it needed is unmapped.
 const REST: Duration = Duration::from_secs(10);
@@ -74,6 +80,8 @@ pub(crate) struct Driver {
     unsynced: Vec<u64>,
     /// Messages whose effects are not all durable yet.
     unacked: Vec<AckToken>,
+    /// When the link is made anew, so that what was not acked comes again.
+    reconnect_at: Option<Instant>,
     /// The journal refused something in this turn.
     journal_failed: bool,
     /// What each container's image said of its end.
@@ -123,6 +131,7 @@ impl Driver {
             unsynced: Vec::new(),
             unacked: Vec::new(),
             journal_failed: false,
+            reconnect_at: None,
             stop_signals: BTreeMap::new(),
             arrived: BTreeMap::new(),
             latencies: Vec::new(),
@@ -139,11 +148,16 @@ impl Driver {
         mut queries: mpsc::Receiver<Query>,
         stop: impl Future<Output = ()>,
     ) -> Result<()> {
-        let found = self.shims.find().await.context("cannot look for running Pods")?;
+        let found = self
+            .shims
+            .find(&self.core.wanted())
+            .await
+            .context("cannot look for running Pods")?;
         info!(pods = found.len(), "found running Pods");
         self.event(Event::Observed(found));
         self.settle();
         tokio::pin!(stop);
+        let mut look = tokio::time::interval(LOOK);
         let mut rest = Some(Box::pin(tokio::time::sleep(REST)));
         loop {
             let deadline = self.core.next_deadline();
@@ -165,6 +179,9 @@ impl Driver {
                         info!(%error, "the pages of the start stay mapped");
                     }
                 }
+                () = sleep_for(self.reconnect_at) => self.reconnect().await,
+                // A tick that is cancelled comes at the next turn.
+                _ = look.tick() => self.node.look_again(&self.config),
                 () = &mut stop => break,
             }
             self.settle();
@@ -172,6 +189,24 @@ impl Driver {
         info!("stopping; Pods run on");
         self.link.close(self.core.epoch()).await;
         Ok(())
+    }
+
+    /// Makes the link anew: the session at the broker stays, and with it what was not acked.
+    async fn reconnect(&mut self) {
+        self.reconnect_at = None;
+        match Link::new(
+            &self.config,
+            &self.identity,
+            self.core.epoch(),
+            self.floor.clone(),
+        ) {
+            Ok(link) => {
+                self.link.close(self.core.epoch()).await;
+                self.link = link;
+                self.incoming(Incoming::Down);
+            }
+            Err(error) => error!(%error, "the link cannot be made anew"),
+        }
     }
 
     /// Takes what waits, up to a bound, so that many inputs share one sync.
@@ -298,12 +333,19 @@ impl Driver {
     /// After every turn: sync, ack, report.
     fn settle(&mut self) {
         self.sync();
-        let durable = !std::mem::take(&mut self.journal_failed);
+        let refused = std::mem::take(&mut self.journal_failed);
         for token in std::mem::take(&mut self.unacked) {
             // What the journal did not take stays with the broker, which sends it again after a reconnect.
-            if durable {
+            if !refused {
                 self.link.ack(token);
             }
+        }
+        if refused && self.reconnect_at.is_none() {
+            self.reconnect_at = Some(Instant::now() + AGAIN);
+        }
+        if self.node.take_changed() {
+            let info = self.node.info(&self.config, &self.place);
+            self.event(Event::NodeChanged(info));
         }
         while self.link.has_room(Class::Status)
             && self.link.has_room(Class::Event)
@@ -337,6 +379,35 @@ impl Driver {
         link::raise(&self.floor, self.now().unix);
     }
 
+    /// Buffers a batch of the core; makes room for it where there is none.
+    fn append(&mut self, token: u64, records: &[Record]) -> Option<Event> {
+        let mut taken = self.ledger.append(records);
+        if matches!(taken, Ok(Room::Checkpoint)) {
+            // The core must know what is durable before it says what a fresh journal holds.
+            self.sync();
+            let live = self.core.checkpoint();
+            taken = self
+                .ledger
+                .checkpoint(&live)
+                .and_then(|()| self.ledger.append(records));
+        }
+        match taken {
+            Ok(Room::Taken) => {
+                self.unsynced.push(token);
+                return None;
+            }
+            Ok(Room::Checkpoint) => {
+                error!("the journal has no room for this even when fresh; it is not acted upon");
+            }
+            Err(error) => {
+                error!(%error, "the journal does not take this; it is not acted upon");
+                self.node.journal_answered(Some(&error));
+            }
+        }
+        self.journal_failed = true;
+        Some(Event::NotDurable(token))
+    }
+
     /// After a failed sync only a checkpoint makes the journal usable again.
     fn reopen_segment(&mut self) {
         let live = self.core.checkpoint();
@@ -347,21 +418,7 @@ impl Driver {
 
     fn execute(&mut self, effect: Effect) -> Option<Event> {
         match effect {
-            Effect::Append { token, records } => {
-                let core = &self.core;
-                match self.ledger.append(&records, || core.checkpoint()) {
-                    Ok(()) => {
-                        self.unsynced.push(token);
-                        None
-                    }
-                    Err(error) => {
-                        self.journal_failed = true;
-                        error!(%error, "the journal does not take this; it is not acted upon");
-                        self.node.journal_answered(Some(&error));
-                        Some(Event::NotDurable(token))
-                    }
-                }
-            }
+            Effect::Append { token, records } => self.append(token, &records),
             Effect::Send(message) => {
                 if !self.link.send(&message) {
                     warn!("no room to send; the next connection says everything anew");
@@ -380,7 +437,8 @@ impl Driver {
             Effect::Start(container) => self.start(container),
             Effect::Stop { container, urgency } => {
                 let key = (container.pod, container.name.clone());
-                let signal = self.stop_signals.get(&key).copied().unwrap_or(SIGTERM);
+                let signal = self.stop_signals.get(&key).copied();
+                let signal = signal.or_else(|| self.stop_signal(&container)).unwrap_or(SIGTERM);
                 self.shims.send(
                     container.pod,
                     Command::Stop {
@@ -392,7 +450,6 @@ impl Driver {
                 None
             }
             Effect::Remove(pod) => {
-                self.streams.close_pod(pod);
                 self.shims.send(pod, Command::Remove);
                 None
             }
@@ -415,6 +472,14 @@ impl Driver {
         if count.is_power_of_two() {
             warn!(kind, count, "ignored what the server sent: {text}");
         }
+    }
+
+    /// The stop signal of a container that an earlier agent started.
+    fn stop_signal(&self, container: &ContainerRef) -> Option<i32> {
+        let (pod, _) = self.core.pod(container.pod)?;
+        let spec = pod.containers.iter().find(|it| it.name == container.name)?;
+        let image = self.images.get(&spec.image).ok()?;
+        signal_number(image.config.stop_signal.as_deref()?)
     }
 
     fn lookup<'a>(&'a self, namespace: &'a str) -> impl Fn(bool, &str) -> Option<ConfigData> + 'a {
@@ -542,6 +607,7 @@ impl Driver {
             .and_then(signal_number)
             .unwrap_or(SIGTERM);
         let note = Note {
+            format: NOTE_FORMAT,
             image_id: image.repo_digest.to_string(),
             spec_digest: Core::spec_digest(spec),
         };
@@ -575,6 +641,13 @@ fn signal_number(text: &str) -> Option<i32> {
         .iter()
         .position(|name| *name == text)
         .map(|at| at as i32 + 1)
+}
+
+async fn sleep_for(deadline: Option<Instant>) {
+    match deadline {
+        Some(deadline) => tokio::time::sleep_until(deadline.into()).await,
+        None => std::future::pending().await,
+    }
 }
 
 async fn elapsed(sleep: &mut Option<std::pin::Pin<Box<tokio::time::Sleep>>>) {

@@ -29,6 +29,17 @@ pub(crate) struct Ledger {
     seal: LessSafeKey,
     node: NodeName,
     random: SystemRandom,
+    /// A commit failed: what is buffered was given up.
+    spoilt: bool,
+}
+
+/// Whether a batch was taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Room {
+    /// It waits for a commit.
+    Taken,
+    /// It needs a checkpoint first.
+    Checkpoint,
 }
 
 impl Ledger {
@@ -58,6 +69,7 @@ impl Ledger {
             seal: LessSafeKey::new(key),
             node: node.clone(),
             random: SystemRandom::new(),
+            spoilt: false,
         };
         let mut recovered = Recovered::default();
         for bytes in recovery.records {
@@ -68,35 +80,42 @@ impl Ledger {
         Ok((ledger, recovered, recovery.outcome))
     }
 
-    /// Buffers one batch. Durable after [`Ledger::commit`].
+    /// Buffers one batch. Durable after [`Ledger::commit`]. [`Room::Checkpoint`] means that it was not taken: let what is
+    /// buffered become durable, checkpoint, and append it again.
     ///
     /// # Errors
-    /// The batch, when it does not fit even an emptied journal, with the reason.
-    pub(crate) fn append(&mut self, records: &[Record], live: impl FnOnce() -> Vec<Record>) -> Result<()> {
+    /// When it would not fit even an emptied journal.
+    pub(crate) fn append(&mut self, records: &[Record]) -> Result<Room> {
+        if self.spoilt {
+            return Ok(Room::Checkpoint);
+        }
         let bytes = self.encode(records)?;
         match self.journal.append(&bytes) {
-            Ok(_) => return Ok(()),
-            Err(error @ AppendError::TooLarge { .. }) => return Err(error.into()),
-            Err(AppendError::BatchFull { .. }) => self.commit()?,
-            Err(AppendError::SegmentFull { .. }) => {
-                self.commit()?;
-                self.checkpoint(&live())?;
-            }
+            Ok(_) => Ok(Room::Taken),
+            Err(error @ AppendError::TooLarge { .. }) => Err(error.into()),
+            Err(AppendError::BatchFull { .. } | AppendError::SegmentFull { .. }) => Ok(Room::Checkpoint),
         }
-        self.journal.append(&bytes)?;
-        Ok(())
     }
 
     /// Makes everything appended durable.
     ///
     /// # Errors
-    /// When the medium refuses; nothing of the batch is then promised.
+    /// When the medium refuses. What was appended is then given up, so nothing is taken before a checkpoint succeeds:
+    /// a batch that was told to be lost must not come to be written with a later one.
     pub(crate) fn commit(&mut self) -> Result<()> {
-        let _ = self.journal.commit()?;
-        Ok(())
+        if self.spoilt {
+            bail!("an earlier write failed, and the journal could not be written anew since");
+        }
+        match self.journal.commit() {
+            Ok(_) => Ok(()),
+            Err(error) => {
+                self.spoilt = true;
+                Err(error.into())
+            }
+        }
     }
 
-    /// Writes a fresh journal of just `live`.
+    /// Writes a fresh journal of just `live`, which must hold all that was ever told to be durable.
     ///
     /// # Errors
     /// When it does not fit, or the medium refuses; the old journal then stands.
@@ -106,6 +125,7 @@ impl Ledger {
             .map(|record| self.encode(std::slice::from_ref(record)));
         let encoded: Vec<Vec<u8>> = encoded.collect::<Result<_>>()?;
         let _ = self.journal.checkpoint(encoded.iter().map(Vec::as_slice))?;
+        self.spoilt = false;
         Ok(())
     }
 
@@ -179,7 +199,7 @@ mod tests {
         let secret = b"correct horse battery staple".to_vec();
         let key = ObjectKey::Secret("default".into(), "s".into());
         let batch = [Record::Put(key.clone(), secret.clone()), Record::Generation(4)];
-        ledger.append(&batch, Vec::new).unwrap();
+        assert_eq!(ledger.append(&batch).unwrap(), Room::Taken);
         ledger.commit().unwrap();
         drop(ledger);
         for segment in ["journal.0", "journal.1"] {

@@ -1,6 +1,7 @@
 //! The node's end of the MQTT session: what waits to be sent, and what comes.
 //!
-//! Always holds: a message is acked to the broker only after the driver has dealt with it; what is sent leaves the
+//! Always holds: a message is acked to the broker only after the driver has dealt with it (a chunk of one as it comes:
+//! digest sync repairs what a restart then loses); what is sent leaves the
 //! outbox only with the broker's ack; nothing here blocks.
 
 use std::sync::Arc;

@@ -222,6 +222,12 @@ fn prepare(config: &config::Config, node: &node::Node, cgroups: Cgroups) -> Resu
         // Secrets and logs must not reach the disk, and what is of this boot must not outlive it.
         skiff_sys::mount::tmpfs(&config.run_dir, node.memory() / RUN_SHARE, 0o700)?;
     }
+    // Secrets, environments and setuid files lie below: nobody but root may walk there.
+    make(&config.state_dir.join("pods"))?;
+    for dir in [&config.run_dir, &config.state_dir.join("pods")] {
+        std::fs::set_permissions(dir, std::os::unix::fs::PermissionsExt::from_mode(0o700))
+            .with_context(|| format!("cannot protect {}", dir.display()))?;
+    }
     let cpu = node.allocatable_cpu(config);
     let budget = Limits {
         memory_bytes: cgroups

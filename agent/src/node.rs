@@ -19,6 +19,10 @@ pub(crate) struct Node {
     address: String,
     bounding: Vec<String>,
     journal_error: Option<String>,
+    /// Low on memory, low on disk, as last looked at.
+    pressure: (bool, bool),
+    /// A condition changed since it was last told.
+    changed: bool,
 }
 
 impl Node {
@@ -36,6 +40,8 @@ impl Node {
             address: address(),
             bounding: bounding.into_iter().map(str::to_owned).collect(),
             journal_error: None,
+            pressure: (false, false),
+            changed: false,
         }
     }
 
@@ -81,7 +87,24 @@ impl Node {
 
     /// Notes whether the journal could be written.
     pub(crate) fn journal_answered(&mut self, error: Option<&anyhow::Error>) {
+        self.changed |= error.is_some() != self.journal_error.is_some();
         self.journal_error = error.map(|error| format!("{error:#}"));
+    }
+
+    /// Looks at memory and disk again.
+    pub(crate) fn look_again(&mut self, config: &Config) {
+        let now = (self.memory_is_low(), disk_is_low(config));
+        self.changed |= now != self.pressure;
+        self.pressure = now;
+    }
+
+    /// Whether a condition changed since this was last asked.
+    pub(crate) fn take_changed(&mut self) -> bool {
+        std::mem::take(&mut self.changed)
+    }
+
+    fn memory_is_low(&self) -> bool {
+        meminfo("MemAvailable:").is_some_and(|available| available < self.memory / 20)
     }
 
     /// Everything about the node that the server shows.
@@ -122,7 +145,7 @@ impl Node {
             });
         };
         let available = meminfo("MemAvailable:").unwrap_or(self.memory);
-        let low = available < self.memory / 20;
+        let low = self.memory_is_low();
         let text = format!(
             "{} MiB of {} MiB of memory are available",
             available >> 20,
@@ -139,7 +162,7 @@ impl Node {
             text,
         );
         if let Ok(space) = skiff_sys::fs::space(&config.state_dir) {
-            let low = space.available < space.total / 20;
+            let low = disk_is_low(config);
             let text = format!(
                 "{} MiB are free in {}",
                 space.available >> 20,
@@ -164,6 +187,10 @@ impl Node {
         }
         out
     }
+}
+
+fn disk_is_low(config: &Config) -> bool {
+    skiff_sys::fs::space(&config.state_dir).is_ok_and(|space| space.available < space.total / 20)
 }
 
 /// What the kernel lacks for keeping limits, with the fix.

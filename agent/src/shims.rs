@@ -24,7 +24,7 @@ use tracing::{error, info, warn};
 
 use crate::input::Input;
 use connection::{Connection, next};
-use observe::{exit_of, note_path, observe, read_note, reference};
+use observe::{exit_of, is_absence, note_path, observe, pods_in, read_note, reference};
 
 /// Requests that may wait for one Pod: a few for each of its containers.
 const QUEUE: usize = 4 * skiff_protocol::limits::CONTAINERS;
@@ -387,18 +387,30 @@ impl Task {
         let older: Vec<String> = older.map(|(id, _)| id.clone()).collect();
         for id in older {
             self.attempts.remove(&id);
-            let _ = self.ask(RequestBody::Delete { container: id.clone() }, Pending::Quiet).await;
+            let _ = self
+                .ask(
+                    RequestBody::Delete {
+                        container: id.clone(),
+                    },
+                    Pending::Quiet,
+                )
+                .await;
             let _ = std::fs::remove_file(note_path(&self.place.run_of(self.uid), &id));
         }
         // Also what an earlier boot or a lost shim left, and what lies under this very attempt's name: a container
         // begins with a fresh writable layer.
         let layers = self.place.state_of(self.uid).join("containers");
         let of_this = |name: &str| {
-            let attempt = name.strip_prefix(container.name.as_str()).and_then(|it| it.strip_prefix('-'));
+            let attempt = name
+                .strip_prefix(container.name.as_str())
+                .and_then(|it| it.strip_prefix('-'));
             attempt.is_some_and(|it| it.parse::<u32>().is_ok())
         };
         let entries = std::fs::read_dir(&layers).into_iter().flatten().flatten();
-        for path in entries.filter(|it| it.file_name().to_str().is_some_and(of_this)).map(|it| it.path()) {
+        for path in entries
+            .filter(|it| it.file_name().to_str().is_some_and(of_this))
+            .map(|it| it.path())
+        {
             if let Err(error) = tokio::fs::remove_dir_all(&path).await
                 && error.kind() != io::ErrorKind::NotFound
             {
@@ -416,7 +428,8 @@ impl Task {
             let connection = match Connection::open(&dir).await {
                 Ok(connection) => connection,
                 Err(_) => {
-                    let started = tokio::time::timeout(SHIM_START, start_shim(&self.place.executable, &dir)).await;
+                    let started =
+                        tokio::time::timeout(SHIM_START, start_shim(&self.place.executable, &dir)).await;
                     started.map_err(|_| "the shim did not start in time".to_owned())??
                 }
             };

@@ -137,8 +137,8 @@ pub struct ObservedContainer {
     pub container_id: String,
     /// `imageID` of the image it was started from.
     pub image_id: String,
-    /// The digest of the spec it was started from, by [`crate::Core::spec_digest`].
-    pub spec_digest: u64,
+    /// The digest of the spec it was started from, by [`crate::Core::spec_digest`]; `None` where it is not known.
+    pub spec_digest: Option<u64>,
     /// Where it is.
     pub phase: ObservedPhase,
 }

@@ -19,6 +19,12 @@ use crate::record::{Record, Recovered};
 use crate::state::PodState;
 use crate::status;
 
+/// Bytes of one report: the link says that it has room for a frame, and a report must fit.
+const REPORT: usize = limits::FRAME - 1024;
+
+/// Bytes of an event beside its message: uid, names, reason, time.
+const EVENT_BESIDE_TEXT: usize = 256;
+
 /// The moment of an event.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Now {
@@ -157,7 +163,7 @@ impl Core {
         if !self.linked {
             return None;
         }
-        let mut statuses = Vec::new();
+        let (mut statuses, mut bytes) = (Vec::new(), 0);
         while statuses.len() < limits::STATUSES
             && let Some(uid) = self.dirty.pop_first()
         {
@@ -165,11 +171,18 @@ impl Core {
                 continue;
             };
             let status = status::of(pod);
-            let hash = hash(&status);
-            if hash != pod.reported {
-                pod.reported = hash;
-                statuses.push(status);
+            let encoded = encode(&status);
+            let hash = hash_of(&encoded);
+            if hash == pod.reported {
+                continue;
             }
+            bytes += encoded.len();
+            if bytes > REPORT && !statuses.is_empty() {
+                self.dirty.insert(uid);
+                break;
+            }
+            pod.reported = hash;
+            statuses.push(status);
         }
         if !statuses.is_empty() {
             self.sequence += 1;
@@ -182,10 +195,15 @@ impl Core {
         if self.events.is_empty() {
             return None;
         }
-        let lost = std::mem::take(&mut self.events_lost_unsaid);
+        let mut bytes = 0;
+        let fits = |event: &&wire::Event| {
+            bytes += event.message.len() + EVENT_BESIDE_TEXT;
+            bytes <= REPORT
+        };
+        let count = self.events.iter().take_while(fits).count().max(1);
         Some(Up::Events {
-            lost,
-            events: self.events.drain(..).collect(),
+            lost: std::mem::take(&mut self.events_lost_unsaid),
+            events: self.events.drain(..count).collect(),
         })
     }
 
@@ -218,6 +236,19 @@ impl Core {
     pub fn pod(&self, uid: Uid) -> Option<(&PodSpec, Option<Ipv4Addr>)> {
         let state = self.pods.get(&uid)?;
         Some((&**state.pod.as_ref()?, state.ip))
+    }
+
+    /// The Pods that the durable desired state wants.
+    #[must_use]
+    pub fn wanted(&self) -> BTreeSet<Uid> {
+        let uid = |key: &ObjectKey| {
+            if let ObjectKey::Pod(uid) = key {
+                Some(*uid)
+            } else {
+                None
+            }
+        };
+        self.durable.objects.keys().filter_map(uid).collect()
     }
 
     /// A desired object's bytes, as the server sent them.
@@ -328,9 +359,16 @@ pub(crate) fn cut(text: &mut String) {
     }
 }
 
+fn encode(value: &impl serde::Serialize) -> Vec<u8> {
+    postcard::to_allocvec(value).expect("postcard encodes into memory without fail")
+}
+
 fn hash(value: &impl serde::Serialize) -> u64 {
-    let bytes = postcard::to_allocvec(value).expect("postcard encodes into memory without fail");
-    let digest = sha256(&bytes);
+    hash_of(&encode(value))
+}
+
+fn hash_of(bytes: &[u8]) -> u64 {
+    let digest = sha256(bytes);
     u64::from_le_bytes([
         digest[0], digest[1], digest[2], digest[3], digest[4], digest[5], digest[6], digest[7],
     ])

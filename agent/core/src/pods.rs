@@ -52,7 +52,8 @@ impl Core {
         if let Some(ip) = found.ip {
             self.ipam.adopt(found.uid, ip);
         }
-        if pod.pod.is_none() {
+        // One that is wanted and that this version cannot read runs on as it is.
+        if pod.pod.is_none() && pod.rejected.is_none() {
             pod.containers = found
                 .containers
                 .iter()
@@ -76,7 +77,10 @@ impl Core {
             .pod
             .as_ref()
             .and_then(|pod| pod.containers.iter().find(|it| it.name == found.name));
-        let changed = spec.is_some_and(|spec| Self::spec_digest(spec) != found.spec_digest);
+        let wanted = spec.map(Self::spec_digest);
+        let changed = wanted
+            .zip(found.spec_digest)
+            .is_some_and(|(wanted, was)| wanted != was);
         let ending = pod.ending;
         let Some(container) = pod.container(&found.name) else {
             return;
@@ -88,7 +92,8 @@ impl Core {
         }
         let known = container.ran && found.attempt == container.restart_count;
         container.restart_count = found.attempt;
-        container.digest = found.spec_digest;
+        // What is not known counts as what is wanted: nothing that runs is ended on a guess.
+        container.digest = found.spec_digest.or(wanted).unwrap_or(0);
         container.ran = true;
         container.image_id = found.image_id;
         match found.phase {

@@ -216,6 +216,8 @@ pub struct State {
     pub sandbox: Option<SandboxConfig>,
     /// All containers, by id.
     pub containers: Vec<ContainerState>,
+    /// An operation is under way: something is being started or removed.
+    pub busy: bool,
 }
 
 /// One container.

@@ -178,6 +178,7 @@ impl Server {
             pid: std::process::id() as i32,
             sandbox: self.sandbox.clone(),
             containers: self.containers.iter().map(show).collect(),
+            busy: !self.operations.is_empty(),
         }
     }
 

@@ -83,7 +83,12 @@ fn a_million_lines() {
         .unwrap();
     let exit = pod.exit();
     let [user, system] = cpu(pod.shim.id());
-    println!("{:?}, shim CPU {:?} user, {:?} system", begun.elapsed(), user - before[0], system - before[1]);
+    println!(
+        "{:?}, shim CPU {:?} user, {:?} system",
+        begun.elapsed(),
+        user - before[0],
+        system - before[1]
+    );
     assert_eq!(exit.exit_code, 0);
     let log = pod.state().containers[0].log.clone();
     assert!(

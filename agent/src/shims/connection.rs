@@ -33,7 +33,10 @@ impl Connection {
     /// Connects to the shim of a Pod's directory.
     pub(super) async fn open(dir: &Path) -> io::Result<Self> {
         let stream = UnixStream::connect(dir.join(skiff_shim::SOCKET_NAME)).await?;
-        let pid = stream.peer_cred()?.pid().and_then(|pid| PidFd::open(pid, None).ok());
+        let pid = stream
+            .peer_cred()?
+            .pid()
+            .and_then(|pid| PidFd::open(pid, None).ok());
         Ok(Self {
             stream,
             received: Vec::new(),
@@ -53,7 +56,10 @@ impl Connection {
                 return Ok((connection, state));
             }
             if Instant::now() >= until {
-                return Err(io::Error::new(io::ErrorKind::TimedOut, "it is busy with something that does not end"));
+                return Err(io::Error::new(
+                    io::ErrorKind::TimedOut,
+                    "it is busy with something that does not end",
+                ));
             }
             tokio::time::sleep(AGAIN).await;
         }

@@ -4,13 +4,14 @@
 //! for its end is not known yet.
 
 use std::collections::BTreeMap;
+use std::io;
 use std::path::{Path, PathBuf};
 
 use skiff_core::{ContainerRef, Exit, ObservedContainer, ObservedPhase, ObservedPod};
 use skiff_protocol::uid::Uid;
 use skiff_shim::protocol::{self, Phase};
 
-use super::{Note, container_id};
+use super::{NOTE_FORMAT, Note, container_id};
 
 pub(super) fn reference(uid: Uid, container: &protocol::ContainerState) -> ContainerRef {
     ContainerRef {
@@ -27,6 +28,28 @@ pub(super) fn note_path(pod_dir: &Path, container: &str) -> PathBuf {
 pub(super) fn read_note(path: &Path) -> Option<Note> {
     let bytes = std::fs::read(path).ok()?;
     postcard::from_bytes(&bytes).ok()
+}
+
+/// The Pods that have a directory in `dir`.
+pub(super) fn pods_in(dir: &Path) -> io::Result<Vec<Uid>> {
+    let mut out = Vec::new();
+    for entry in std::fs::read_dir(dir)? {
+        out.extend(
+            entry?
+                .file_name()
+                .to_str()
+                .and_then(|name| name.parse::<Uid>().ok()),
+        );
+    }
+    Ok(out)
+}
+
+/// Whether a connection failed because no shim is there.
+pub(super) fn is_absence(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::ConnectionRefused | io::ErrorKind::NotFound
+    )
 }
 
 pub(super) fn observe(uid: Uid, dir: &Path, state: &protocol::State) -> ObservedPod {
@@ -49,10 +72,7 @@ pub(super) fn observe(uid: Uid, dir: &Path, state: &protocol::State) -> Observed
         }
     }
     let containers = latest.into_values().filter_map(|it| {
-        let note = read_note(&note_path(dir, &it.id)).unwrap_or(Note {
-            image_id: String::new(),
-            spec_digest: 0,
-        });
+        let note = read_note(&note_path(dir, &it.id));
         let phase = match &it.phase {
             Phase::Starting => return None,
             Phase::Running { started_at, .. } => ObservedPhase::Running(started_at.unix_ns / 1_000_000_000),
@@ -62,8 +82,11 @@ pub(super) fn observe(uid: Uid, dir: &Path, state: &protocol::State) -> Observed
             name: it.name.clone(),
             attempt: it.attempt,
             container_id: container_id(uid, &it.id),
-            image_id: note.image_id,
-            spec_digest: note.spec_digest,
+            image_id: note.as_ref().map(|it| it.image_id.clone()).unwrap_or_default(),
+            // Lost, or of another format: not known is not the same as changed.
+            spec_digest: note
+                .filter(|it| it.format == NOTE_FORMAT)
+                .map(|it| it.spec_digest),
             phase,
         })
     });

@@ -108,7 +108,7 @@ pub(crate) fn found(spec: &Container, attempt: u32, phase: ObservedPhase) -> Obs
         attempt,
         container_id: format!("skiff://{}-{attempt}", spec.name),
         image_id: format!("id of {}", spec.image),
-        spec_digest: Core::spec_digest(spec),
+        spec_digest: Some(Core::spec_digest(spec)),
         phase,
     }
 }
