@@ -37,5 +37,7 @@ const RETRY: Duration = Duration::from_secs(1);
 /// The current time as Kubernetes writes it: RFC 3339 in UTC, whole seconds.
 fn now() -> String {
     let now = jiff::Timestamp::now();
-    jiff::Timestamp::from_second(now.as_second()).unwrap_or(now).to_string()
+    jiff::Timestamp::from_second(now.as_second())
+        .unwrap_or(now)
+        .to_string()
 }

@@ -1,5 +1,9 @@
 //! One value of every message, with every field filled, so that a field that moves shows in the bytes.
-#![allow(dead_code, clippy::unwrap_used, reason = "each test uses its part, and says by its line what failed")]
+#![allow(
+    dead_code,
+    clippy::unwrap_used,
+    reason = "each test uses its part, and says by its line what failed"
+)]
 
 use std::collections::BTreeMap;
 
