@@ -46,13 +46,30 @@ impl Connection {
 
     /// Connects to a shim that is found running, and asks it for its state.
     pub(super) async fn adopt(dir: &Path) -> io::Result<(Self, protocol::State)> {
-        let mut connection = Self::open(dir).await?;
         let until = Instant::now() + BUSY;
+        loop {
+            let adopted = Self::adopt_once(dir, until).await;
+            // A shim that was at its end lets go; whether it is gone, only another connection tells.
+            let let_go = |error: &io::Error| {
+                matches!(
+                    error.kind(),
+                    io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe
+                )
+            };
+            if !adopted.as_ref().is_err_and(let_go) || Instant::now() >= until {
+                return adopted;
+            }
+            tokio::time::sleep(AGAIN).await;
+        }
+    }
+
+    async fn adopt_once(dir: &Path, until: Instant) -> io::Result<(Self, protocol::State)> {
+        let mut connection = Self::open(dir).await?;
         loop {
             let state = tokio::time::timeout(ANSWER, connection.state()).await;
             let state = state.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))??;
-            // What is being started can be neither taken over nor asked for again.
-            if !state.busy {
+            // What is being started or ended can be neither taken over nor asked for again.
+            if let Some(state) = state.filter(|it| !it.busy) {
                 return Ok((connection, state));
             }
             if Instant::now() >= until {
@@ -65,16 +82,17 @@ impl Connection {
         }
     }
 
-    async fn state(&mut self) -> io::Result<protocol::State> {
+    /// The shim's state; nothing while it is being shut down, when it answers no question.
+    async fn state(&mut self) -> io::Result<Option<protocol::State>> {
         let body = RequestBody::State;
         self.send(&Request { id: 0, body }).await?;
         loop {
-            if let ToClient::Reply(Reply {
-                id: 0,
-                result: Ok(ReplyBody::State(state)),
-            }) = self.receive().await?
-            {
-                return Ok(state);
+            if let ToClient::Reply(Reply { id: 0, result }) = self.receive().await? {
+                return match result {
+                    Ok(ReplyBody::State(state)) => Ok(Some(state)),
+                    Ok(_) => Err(io::ErrorKind::InvalidData.into()),
+                    Err(_) => Ok(None),
+                };
             }
         }
     }
