@@ -30,12 +30,13 @@ fn an_agent_killed_while_it_works_finishes_later() {
     let mut cluster = Cluster::busybox();
     cluster.run(&pod("bystander", &shell(NUMBERS), Value::Null));
     let bystander = cluster.node.inits();
-    for running_at_kill in [0, 1, 3, 6] {
-        // Killed at another moment each time: when so many of them run.
+    for (running_at_kill, millis) in [(0, 0), (0, 7), (0, 15), (0, 30), (0, 60), (1, 0), (3, 0), (6, 0)] {
+        // Killed at another moment each time: when so many of them run, and so much later.
         cluster.apply(&all());
         until("some Pods to run", 30, || {
             cluster.node.inits().len() > running_at_kill
         });
+        std::thread::sleep(std::time::Duration::from_millis(millis));
         cluster.node.kill();
         cluster.node.start();
         let addresses: BTreeSet<String> = names()

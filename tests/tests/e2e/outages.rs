@@ -81,6 +81,7 @@ fn broker_and_server_may_go_away_and_come_back() {
 
     the_server_goes_away(&mut cluster);
     both_go_away(&mut cluster);
+    the_server_is_killed(&mut cluster);
     let log = numbers(&cluster.logs(&["numbers"]));
     assert_eq!(log, (1..=log.len() as u64).collect::<Vec<_>>());
     cluster
@@ -135,5 +136,20 @@ fn both_go_away(cluster: &mut Cluster) {
     cluster.start_broker();
     cluster.is_ready();
     assert_eq!(cluster.node.inits(), inits);
+    never_restarted(cluster, &["numbers", "late", "later"]);
+}
+
+/// What `kubectl apply` has acknowledged outlives a server that is killed in the next moment.
+fn the_server_is_killed(cluster: &mut Cluster) {
+    let inits = cluster.node.inits();
+    for turn in 0..3 {
+        let name = format!("acknowledged-{turn}");
+        cluster.apply(&pod(&name, &shell(IDLE), Value::Null));
+        cluster.kill_server();
+        run_on(cluster, &inits);
+        cluster.start_server();
+        cluster.running(&name);
+    }
+    run_on(cluster, &inits);
     never_restarted(cluster, &["numbers", "late", "later"]);
 }

@@ -146,6 +146,11 @@ impl Cluster {
         );
     }
 
+    /// SIGKILL to the server.
+    pub(crate) fn kill_server(&mut self) {
+        self.server.take().unwrap().kill();
+    }
+
     /// Starts Mosquitto with what the server wrote for it.
     #[track_caller]
     pub(crate) fn start_broker(&mut self) {
