@@ -1,7 +1,8 @@
 //! Log streams: from a container's ring to the link, at the reader's pace.
 //!
 //! Always holds: a stream's sender is at most one window ahead of its reader; what the ring dropped is told in the
-//! output; at most [`limits::STREAMS`] streams, each with one piece in memory.
+//! output; at most [`limits::STREAMS`] streams, each with one piece in memory; a stream that is followed ends when its
+//! attempt has, also where nobody recorded that end or the Pod is gone, and never before the last line.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -11,10 +12,12 @@ use std::time::Duration;
 use skiff_core::Core;
 use skiff_protocol::limits;
 use skiff_protocol::uid::Uid;
+use skiff_protocol::wire::status::{ContainerState, ContainerStatus};
 use skiff_protocol::wire::{LogRequest, StreamEnd, StreamOpen};
-use skiff_shim::ring::{Gap, Reader, Record};
+use skiff_shim::ring::{Gap, Reader, Record, RingError};
 use tokio::sync::{Semaphore, mpsc};
 use tokio::task::JoinHandle;
+use tracing::warn;
 
 use crate::input::Input;
 use crate::shims::Place;
@@ -25,15 +28,19 @@ const LOOK: Duration = Duration::from_millis(50);
 /// Pieces that wait for the link, of all streams together.
 const WAITING: usize = 4;
 
+/// What a container waits for whose start is on its way, or about to be.
+const STARTING: &str = "ContainerCreating";
+
 /// The open streams.
 pub(crate) struct Streams {
     open: BTreeMap<u32, Stream>,
     sender: mpsc::Sender<Input>,
     receiver: mpsc::Receiver<Input>,
+    /// Refusals that there was no room to tell.
+    unanswered: u64,
 }
 
 struct Stream {
-    pod: Uid,
     credit: Arc<Semaphore>,
     task: JoinHandle<()>,
 }
@@ -45,6 +52,7 @@ impl Default for Streams {
             open: BTreeMap::new(),
             sender,
             receiver,
+            unanswered: 0,
         }
     }
 }
@@ -58,18 +66,22 @@ impl Streams {
     /// Begins a stream, or says why not.
     pub(crate) fn open(&mut self, core: &Core, place: &Place, open: StreamOpen) {
         let StreamOpen::Logs { sid, request } = open;
+        self.begin(sid, request, |request| find(core, place, request));
+    }
+
+    fn begin(
+        &mut self,
+        sid: u32,
+        request: LogRequest,
+        find: impl FnOnce(&LogRequest) -> Result<Source, String>,
+    ) {
+        if self.open.len() >= limits::STREAMS && !self.open.contains_key(&sid) {
+            self.refuse(sid);
+            return;
+        }
+        let found = find(&request);
         let sender = self.sender.clone();
-        let full = self.open.len() >= limits::STREAMS;
-        let found = if full {
-            Err(format!(
-                "this node serves at most {} streams at once",
-                limits::STREAMS
-            ))
-        } else {
-            find(core, place, &request)
-        };
         let credit = Arc::new(Semaphore::new(limits::STREAM_WINDOW as usize));
-        let pod = request.uid.unwrap_or(Uid([0; 16]));
         let window = credit.clone();
         let task = tokio::spawn(async move {
             let end = match found {
@@ -80,8 +92,25 @@ impl Streams {
             // The driver is gone only when the agent ends.
             let _ = sender.send(Input::StreamEnd { sid, end }).await;
         });
-        if let Some(before) = self.open.insert(sid, Stream { pod, credit, task }) {
+        if let Some(before) = self.open.insert(sid, Stream { credit, task }) {
             before.task.abort();
+        }
+    }
+
+    /// Says that there are too many streams, which costs nothing that would have to be bounded. Where even the answer
+    /// has no room, the asker is left to its own patience.
+    fn refuse(&mut self, sid: u32) {
+        let message = format!("this node serves at most {} streams at once", limits::STREAMS);
+        let end = StreamEnd::Failed(message);
+        if self.sender.try_send(Input::StreamEnd { sid, end }).is_err() {
+            self.unanswered += 1;
+            if self.unanswered.is_power_of_two() {
+                warn!(
+                    sid,
+                    count = self.unanswered,
+                    "too many streams are asked for; a refusal was not told"
+                );
+            }
         }
     }
 
@@ -110,19 +139,6 @@ impl Streams {
         self.open.remove(&sid);
     }
 
-    /// The Pod goes, and its logs with it.
-    pub(crate) fn close_pod(&mut self, pod: Uid) {
-        let of: Vec<u32> = self
-            .open
-            .iter()
-            .filter(|(_, it)| it.pod == pod)
-            .map(|(sid, _)| *sid)
-            .collect();
-        for sid in of {
-            self.close(sid);
-        }
-    }
-
     /// The link broke, and every reader with it.
     pub(crate) fn close_all(&mut self) {
         for (_, stream) in std::mem::take(&mut self.open) {
@@ -133,10 +149,26 @@ impl Streams {
 }
 
 /// Where a stream's bytes come from.
+#[derive(Debug)]
 struct Source {
+    /// Open from the first, so that what the container wrote is read to its end also when its Pod goes meanwhile.
+    reader: Reader,
     ring: PathBuf,
-    /// There once the container has ended.
+    /// There once the attempt has ended.
     exit: PathBuf,
+    /// There once a later attempt has begun, and the record of this one's end may be gone.
+    later: PathBuf,
+    /// There while somebody writes.
+    shim: PathBuf,
+    /// The attempt had ended when the stream was opened.
+    over: bool,
+}
+
+impl Source {
+    /// Whether nothing more comes.
+    fn has_ended(&self) -> bool {
+        self.over || self.exit.exists() || self.later.exists() || !self.ring.exists() || !self.shim.exists()
+    }
 }
 
 fn find(core: &Core, place: &Place, request: &LogRequest) -> Result<Source, String> {
@@ -146,36 +178,46 @@ fn find(core: &Core, place: &Place, request: &LogRequest) -> Result<Source, Stri
     let container = status.containers.iter().find(|it| it.name == request.container);
     let container =
         container.ok_or_else(|| format!("container {} is not valid for pod {uid}", request.container))?;
-    let attempt = if request.previous {
-        let message = || {
-            format!(
-                "previous terminated container {:?} in pod {uid} not found",
-                request.container
-            )
-        };
-        container.restart_count.checked_sub(1).ok_or_else(message)?
-    } else {
-        container.restart_count
+    source(uid, container, &place.run_of(uid), request.previous)
+}
+
+/// The attempt that a kubelet would show, by `state` and `lastState`.
+fn source(uid: Uid, container: &ContainerStatus, dir: &Path, previous: bool) -> Result<Source, String> {
+    let name = &container.name;
+    let count = container.restart_count;
+    let exit = |attempt| dir.join(skiff_shim::EXIT_DIR).join(format!("{name}-{attempt}"));
+    // One that is being started has its number already, but no end, and for a moment no log.
+    let (waits_for, over) = match &container.state {
+        ContainerState::Running { .. } => (None, false),
+        ContainerState::Terminated(_) => (None, true),
+        ContainerState::Waiting { reason, .. } => (
+            Some(reason),
+            container.last.is_some() && (reason != STARTING || exit(count).exists()),
+        ),
     };
-    let dir = place.run_of(uid);
-    let ring = ring_path(&dir, &request.container, attempt);
-    if !ring.exists() {
-        return Err(if request.previous {
-            format!(
-                "previous terminated container {:?} in pod {uid} not found",
-                request.container
-            )
-        } else {
-            format!(
-                "container {:?} in pod {uid} is waiting to start: ContainerCreating",
-                request.container
-            )
+    let (latest, before) = (Some(count), count.checked_sub(1));
+    let wanted = match (previous, waits_for, over) {
+        (true, Some(_), true) | (false, None, _) | (false, Some(_), true) => [latest, None],
+        (true, ..) => [before, None],
+        (false, Some(_), false) => [latest, before],
+    };
+    let has_ring = |attempt: &u32| ring_path(dir, name, *attempt).exists();
+    let Some(attempt) = wanted.into_iter().flatten().find(has_ring) else {
+        return Err(match waits_for {
+            _ if previous => format!("previous terminated container {name:?} in pod {uid} not found"),
+            Some(reason) if !over => format!("container {name:?} in pod {uid} is waiting to start: {reason}"),
+            _ => format!("unable to retrieve container logs for {name:?} in pod {uid}"),
         });
-    }
-    let exit = dir
-        .join(skiff_shim::EXIT_DIR)
-        .join(format!("{}-{attempt}", request.container));
-    Ok(Source { ring, exit })
+    };
+    let ring = ring_path(dir, name, attempt);
+    Ok(Source {
+        reader: Reader::open(&ring).map_err(|error| error.to_string())?,
+        ring,
+        exit: exit(attempt),
+        later: ring_path(dir, name, attempt.saturating_add(1)),
+        shim: dir.join(skiff_shim::SOCKET_NAME),
+        over: previous || attempt < count || over,
+    })
 }
 
 fn ring_path(dir: &Path, container: &str, attempt: u32) -> PathBuf {
@@ -191,8 +233,8 @@ async fn send(
     window: &Semaphore,
     sender: &mpsc::Sender<Input>,
 ) -> Result<(), String> {
-    let text = |error: skiff_shim::ring::RingError| format!("{}: {error}", source.ring.display());
-    let reader = Reader::open(&source.ring).map_err(text)?;
+    let text = |error: RingError| error.to_string();
+    let reader = &source.reader;
     let bounds = reader.bounds().map_err(text)?;
     let mut from = bounds.oldest;
     if let Some(since) = request.since {
@@ -211,7 +253,7 @@ async fn send(
     };
     loop {
         // Looked at before the ring: what was written before the end is then surely read.
-        let ended = source.exit.exists() || !source.ring.exists();
+        let ended = source.has_ended();
         let chunk = reader.read(from, limits::STREAM_PIECE).map_err(text)?;
         let done = !request.follow && chunk.next >= bounds.end
             || chunk.records.is_empty() && (ended || !request.follow);
@@ -310,19 +352,4 @@ fn rfc3339(unix_ns: i64) -> String {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn times_as_kubernetes_writes_them() {
-        for (unix_ns, expected) in [
-            (0, "1970-01-01T00:00:00.000000000Z"),
-            (951_782_400_000_000_001, "2000-02-29T00:00:00.000000001Z"),
-            (1_700_000_000_123_456_789, "2023-11-14T22:13:20.123456789Z"),
-            (4_102_444_799_000_000_000, "2099-12-31T23:59:59.000000000Z"),
-            (-1, "1969-12-31T23:59:59.999999999Z"),
-        ] {
-            assert_eq!(rfc3339(unix_ns), expected);
-        }
-    }
-}
+mod tests;
