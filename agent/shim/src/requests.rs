@@ -95,8 +95,8 @@ impl Server {
         let made = Output::create(&dir, attempt, log.capacity, config.user.uid);
         let (output, stdio) = made.map_err(|error| ShimError::Kernel(error.to_string()))?;
         let timeout = Duration::from_millis(timeout_ms).min(MAX_RUN_TIMEOUT);
-        let operation = Operation::run(&config, stdio, &self.cgroups, timeout, asker)?;
-        self.operations.push(operation);
+        let begun = Operation::run(&config, stdio, &self.cgroups, timeout, asker);
+        self.operations.push(begun.inspect_err(|_| forget_ring(&output))?);
         let container = Container {
             name,
             attempt,
@@ -241,7 +241,7 @@ impl Server {
             }
             (Purpose::Undo { container, error }, _) => {
                 // What could not be removed stays in the Pod's cgroup and directory, and goes with the sandbox.
-                self.containers.remove(&container);
+                self.forget_unstarted(&container);
                 Err(ShimError::Run(error))
             }
             (Purpose::Delete { container }, Outcome::Done) => {
@@ -326,11 +326,22 @@ impl Server {
                 Ok(None)
             }
             Err(_) => {
-                self.containers.remove(container);
+                self.forget_unstarted(container);
                 Err(ShimError::Run(error))
             }
         }
     }
+
+    fn forget_unstarted(&mut self, id: &str) {
+        if let Some(container) = self.containers.remove(id) {
+            forget_ring(&container.output);
+        }
+    }
+}
+
+/// Nothing ran, so nothing was said; a ring without an end would keep those waiting who follow it.
+fn forget_ring(output: &Output) {
+    let _ = std::fs::remove_file(output.state().path);
 }
 
 fn wrong_state(container: &str, state: &str) -> ShimError {

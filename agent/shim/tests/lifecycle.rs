@@ -122,6 +122,8 @@ fn exec_errors_say_what_and_why() {
             pod.state().containers.is_empty(),
             "a failed start leaves nothing in its way"
         );
+        let rings = std::fs::read_dir(pod.dir.join("logs/app")).unwrap().count();
+        assert_eq!(rings, 0, "nobody waits for the end of a log that nobody writes");
     };
     check(
         &["no-such"],
