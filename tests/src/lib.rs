@@ -1,1 +1,3 @@
-//! Placeholder.
+//! What the suites of this crate share. The suites themselves are under `tests/`.
+
+pub mod rng;
