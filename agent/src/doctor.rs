@@ -176,10 +176,7 @@ fn overlay(config: &Config) -> Outcome {
             "modprobe overlay, use a kernel with CONFIG_OVERLAY_FS, or put the state directory on ext4"
                 .to_owned(),
         ),
-        Err(why) => Warn(
-            format!("could not be tried: {why}"),
-            "run the doctor where the agent will run, outside of an emulator".to_owned(),
-        ),
+        Err(why) => untried(&why),
     }
 }
 
@@ -196,7 +193,8 @@ fn seccomp(facts: &Facts) -> Outcome {
 fn network() -> Outcome {
     match in_child(|| failure(doctor::try_network())) {
         Ok(None) => Good("bridge and veth work".to_owned()),
-        Ok(Some(why)) | Err(why) => Warn(
+        Err(why) => untried(&why),
+        Ok(Some(why)) => Warn(
             why,
             "modprobe bridge veth, or use a kernel with CONFIG_BRIDGE and CONFIG_VETH".to_owned(),
         ),
@@ -248,6 +246,11 @@ fn memory(facts: &Facts) -> Outcome {
             }
         }
     }
+}
+
+fn untried(why: &str) -> Outcome {
+    let fix = "run the doctor where the agent will run, outside of an emulator";
+    Warn(format!("could not be tried: {why}"), fix.to_owned())
 }
 
 fn failure(probe: Probe) -> Option<String> {

@@ -104,7 +104,7 @@ pub(crate) fn join(state: &Path, token: &str, broker: Option<&str>) -> Result<No
         .mode(0o700)
         .create(&dir)
         .with_context(|| format!("cannot make {}", dir.display()))?;
-    // A journal that was sealed under an earlier identity must still open.
+    // A journal that was sealed when this node joined before must still open.
     if !dir.join("seal.key").exists() {
         let mut seal = [0; 32];
         let filled = SystemRandom::new().fill(&mut seal);
