@@ -641,3 +641,38 @@ fn damage_on_disk_is_told_and_repaired() {
         assert!(opened.resolve(&reference).unwrap().is_some(), "{name}");
     }
 }
+
+/// That the server or a mirror lacks an image says nothing of a registry that cannot be reached.
+#[test]
+fn a_stand_in_that_lacks_the_image_does_not_hide_that_the_registry_is_unreachable() {
+    use SourceKind::{Mirror, Registry, Server};
+    let answers = |status| Fixture::start(move |_| Reply::new(status, "{}"));
+    let (none, denied) = (answers(404), answers(403));
+    let from = |kind, url: String| Source {
+        plain_http: true,
+        ..Source::new(kind, url)
+    };
+    let (lacks, denies) = (|kind| from(kind, none.url()), |kind| from(kind, denied.url()));
+    let dead = |kind| from(kind, "http://127.0.0.1:1".to_owned());
+    for (sources, expected) in [
+        (vec![lacks(Server), dead(Registry)], "RegistryUnavailable"),
+        (
+            vec![lacks(Server), lacks(Mirror), dead(Registry)],
+            "RegistryUnavailable",
+        ),
+        (
+            vec![dead(Server), lacks(Mirror), dead(Registry)],
+            "RegistryUnavailable",
+        ),
+        (vec![dead(Server), dead(Registry)], "RegistryUnavailable"),
+        (vec![lacks(Server), lacks(Registry)], "ErrImagePull"),
+        (vec![dead(Server), lacks(Registry)], "ErrImagePull"),
+        (vec![denies(Server), dead(Registry)], "ErrImagePull"),
+        (vec![lacks(Server), lacks(Mirror)], "ErrImagePull"),
+    ] {
+        let store = tempfile::tempdir().unwrap();
+        let shown = format!("{sources:?}");
+        let (reason, message) = run(&request("a/b:v1", sources, store.path())).error();
+        assert_eq!(reason, expected, "{shown}: {message}");
+    }
+}

@@ -44,6 +44,10 @@ impl Failure {
     pub(crate) fn is_unavailable(&self) -> bool {
         matches!(self, Self::Registry(RegistryError::Unavailable(_)))
     }
+
+    pub(crate) fn is_not_found(&self) -> bool {
+        matches!(self, Self::Registry(RegistryError::Answer { status: 404, .. }))
+    }
 }
 
 /// The URL that a source is asked at.

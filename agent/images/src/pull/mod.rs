@@ -1,6 +1,6 @@
 //! The `pull` role: one process that brings one image into the store and ends.
 //!
-//! It is a process of its own so that its memory returns, so that its cgroup bounds it, and so that a hostile layer
+//! It is a process of its own so that its memory returns, so that a cgroup can bound it, and so that a hostile layer
 //! meets nothing of the agent. `SIGKILL` at any moment leaves the store as it was or with whole layers more.
 
 mod attempt;
@@ -165,8 +165,15 @@ pub fn pull(request: &PullRequest, progress: &mut dyn ProgressSink) -> Result<Di
 }
 
 fn combine(reference: &ImageRef, failures: &[(&Source, Failure)]) -> PullError {
-    let unavailable = failures.iter().all(|(_, failure)| failure.is_unavailable());
-    let reason = if unavailable {
+    // Only the registry itself knows that there is no such image; that another place has none says nothing.
+    let says_nothing = |source: &Source, failure: &Failure| {
+        failure.is_unavailable() || (source.kind != SourceKind::Registry && failure.is_not_found())
+    };
+    let unavailable = failures.iter().any(|(_, failure)| failure.is_unavailable());
+    let unanswered = failures
+        .iter()
+        .all(|(source, failure)| says_nothing(source, failure));
+    let reason = if unavailable && unanswered {
         PullReason::RegistryUnavailable
     } else {
         PullReason::ErrImagePull

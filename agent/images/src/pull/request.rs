@@ -200,7 +200,7 @@ pub enum PullReason {
     ErrImageNeverPull,
     /// The reference is malformed.
     InvalidImageName,
-    /// No source could be reached.
+    /// Some source could not be reached, and those that could, if any, only stand in for it and lack the image.
     RegistryUnavailable,
 }
 
