@@ -344,12 +344,9 @@ fn limits(spec: &Container, pids: u64) -> Limits {
     let request = spec.resources.cpu_request.unwrap_or(0);
     Limits {
         memory_bytes: spec.resources.memory_limit,
-        cpu_quota_us: spec
-            .resources
-            .cpu_limit
-            .map(|milli| (milli * CPU_PERIOD_US / 1000).max(1000)),
+        cpu_quota_us: spec.resources.cpu_limit.map(quota),
         cpu_period_us: spec.resources.cpu_limit.map(|_| CPU_PERIOD_US),
-        cpu_shares: Some((request * 1024 / 1000).max(LEAST_SHARES)),
+        cpu_shares: Some(shares(request)),
         pids: Some(pids),
     }
 }
@@ -357,20 +354,28 @@ fn limits(spec: &Container, pids: u64) -> Limits {
 /// Limits of the Pod as a whole: the sum, where every container has one.
 #[must_use]
 pub(crate) fn pod_limits(pod: &PodSpec) -> Limits {
-    let sum = |of: &dyn Fn(&Container) -> Option<u64>| pod.containers.iter().map(of).sum::<Option<u64>>();
-    let request: u64 = pod
-        .containers
-        .iter()
-        .filter_map(|it| it.resources.cpu_request)
-        .sum();
+    let sum = |of: &dyn Fn(&Container) -> Option<u64>| {
+        let parts = pod.containers.iter().map(of);
+        parts.reduce(|a, b| Some(a?.saturating_add(b?))).flatten()
+    };
+    let request = sum(&|it| Some(it.resources.cpu_request.unwrap_or(0)));
     let cpu = sum(&|it| it.resources.cpu_limit);
     Limits {
         memory_bytes: sum(&|it| it.resources.memory_limit),
-        cpu_quota_us: cpu.map(|milli| (milli * CPU_PERIOD_US / 1000).max(1000)),
+        cpu_quota_us: cpu.map(quota),
         cpu_period_us: cpu.map(|_| CPU_PERIOD_US),
-        cpu_shares: Some((request * 1024 / 1000).max(LEAST_SHARES)),
+        cpu_shares: Some(shares(request.unwrap_or(0))),
         pids: None,
     }
+}
+
+/// Thousandths of a CPU as microseconds of each period, at least the millisecond that the kernel takes.
+fn quota(milli: u64) -> u64 {
+    (milli.saturating_mul(CPU_PERIOD_US) / 1000).max(1000)
+}
+
+fn shares(milli: u64) -> u64 {
+    (milli.saturating_mul(1024) / 1000).max(LEAST_SHARES)
 }
 
 /// Source: Kubernetes documentation, "Node-pressure Eviction", node out of memory behavior.
@@ -395,88 +400,4 @@ fn oom_score_adj(pod: &PodSpec, spec: &Container, node_memory: u64) -> i32 {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn variables_expand_as_kubernetes_documents_it() {
-        let variables: BTreeMap<String, String> = [("A".to_owned(), "1".to_owned())].into();
-        for (text, expected) in [
-            ("$(A)", "1"),
-            ("x$(A)y$(A)", "x1y1"),
-            ("$$(A)", "$(A)"),
-            ("$(B)", "$(B)"),
-            ("$A", "$A"),
-            ("$(A", "$(A"),
-            ("$$", "$"),
-            ("100$", "100$"),
-        ] {
-            assert_eq!(expand(text, &variables), expected, "{text}");
-        }
-    }
-
-    #[test]
-    fn command_and_args_replace_as_documented() {
-        let image = ImageConfig {
-            entrypoint: vec!["/ep".into()],
-            cmd: vec!["c1".into()],
-            ..Default::default()
-        };
-        let words = |text: &str| text.split_whitespace().map(str::to_owned).collect::<Vec<_>>();
-        for (command, given, expected) in [
-            ("", "", "/ep c1"),
-            ("", "a b", "/ep a b"),
-            ("cmd", "", "cmd"),
-            ("cmd", "a", "cmd a"),
-        ] {
-            let spec = container_of(words(command), words(given));
-            assert_eq!(args(&spec, &image, &[]).unwrap(), words(expected));
-        }
-        assert!(
-            args(
-                &container_of(Vec::new(), Vec::new()),
-                &ImageConfig::default(),
-                &[]
-            )
-            .is_err()
-        );
-    }
-
-    fn container_of(command: Vec<String>, args: Vec<String>) -> Container {
-        Container {
-            name: "c".into(),
-            image: "i".into(),
-            pull_policy: skiff_protocol::wire::spec::PullPolicy::Always,
-            command,
-            args,
-            working_dir: String::new(),
-            env_from: Vec::new(),
-            env: Vec::new(),
-            ports: Vec::new(),
-            resources: Default::default(),
-            mounts: Vec::new(),
-            security: Default::default(),
-        }
-    }
-
-    #[test]
-    fn capabilities_add_and_drop() {
-        let names = |text: &str| text.split_whitespace().map(str::to_owned).collect::<Vec<_>>();
-        assert_eq!(capabilities(&[], &[], &[]).len(), default_capabilities().len());
-        assert_eq!(capabilities(&[], &names("ALL"), &[]), Vec::<String>::new());
-        assert_eq!(
-            capabilities(&names("NET_ADMIN"), &names("ALL"), &[]),
-            ["CAP_NET_ADMIN"]
-        );
-        let bounding = names("CAP_SYS_ADMIN CAP_CHOWN");
-        assert_eq!(
-            capabilities(&names("ALL"), &names("SYS_ADMIN"), &bounding),
-            ["CAP_CHOWN"]
-        );
-        assert!(
-            capabilities(&[], &names("NET_RAW"), &[])
-                .iter()
-                .all(|it| it != "CAP_NET_RAW")
-        );
-    }
-}
+mod tests;

@@ -721,6 +721,34 @@ fn ports_and_resources() {
             "must be greater than or equal to 0",
         ),
         (
+            "resources/limits/cpu",
+            json!(1e15),
+            "resources.limits.cpu",
+            Invalid,
+            "must be less than or equal to 1000000",
+        ),
+        (
+            "resources/limits/cpu",
+            json!("1000000001m"),
+            "resources.limits.cpu",
+            Invalid,
+            "Invalid value: \"1000000001m\": must be less than or equal to 1000000",
+        ),
+        (
+            "resources/limits/memory",
+            json!("1152921504606846977"),
+            "resources.limits.memory",
+            Invalid,
+            "must be less than or equal to 1152921504606846976",
+        ),
+        (
+            "resources/limits/memory",
+            json!("1e20"),
+            "resources.limits.memory",
+            Invalid,
+            "must be less than or equal to 1152921504606846976",
+        ),
+        (
             "resources/limits/memory",
             json!(true),
             "resources.limits.memory",
@@ -758,6 +786,20 @@ fn ports_and_resources() {
     ] {
         check(&format!("{at}{rest}"), value, &[(&c(field), reason, text)]);
     }
+}
+
+#[test]
+fn the_largest_quantities_are_taken() {
+    check("/spec/containers/0/resources/limits/cpu", json!("1000000"), &[]);
+    check("/spec/containers/0/resources/limits/memory", json!("1Ei"), &[]);
+    check("/spec/volumes/0/emptyDir/sizeLimit", json!("1Ei"), &[]);
+    let field = "spec.volumes[0].emptyDir.sizeLimit";
+    let why = "must be less than or equal to 1152921504606846976";
+    check(
+        "/spec/volumes/0/emptyDir/sizeLimit",
+        json!("2Ei"),
+        &[(field, Invalid, why)],
+    );
 }
 
 #[test]

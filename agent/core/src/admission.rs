@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use skiff_protocol::pod::Pod;
 use skiff_protocol::uid::Uid;
+use skiff_protocol::wire::spec::Container;
 
 use crate::machine::Config;
 use crate::state::{Phase, PodState};
@@ -30,10 +31,10 @@ pub(crate) fn refuse(
     let used = others()
         .filter_map(|it| it.pod.as_ref())
         .map(requests)
-        .fold((0, 0), |a, b| (a.0 + b.0, a.1 + b.1));
+        .fold((0, 0), add);
     let wanted = requests(pod);
     let short = |what: &str, wanted: u64, used: u64, capacity: u64| {
-        (wanted > 0 && used + wanted > capacity).then(|| {
+        (wanted > 0 && used.saturating_add(wanted) > capacity).then(|| {
             let message = format!("Node didn't have enough resource: {what}, requested: {wanted}, used: {used}, capacity: {capacity}");
             (format!("OutOf{what}"), message)
         })
@@ -44,12 +45,16 @@ pub(crate) fn refuse(
 
 /// Requests of all containers: thousandths of a CPU, bytes.
 fn requests(pod: &Pod) -> (u64, u64) {
-    pod.containers.iter().fold((0, 0), |sum, it| {
-        (
-            sum.0 + it.resources.cpu_request.unwrap_or(0),
-            sum.1 + it.resources.memory_request.unwrap_or(0),
-        )
-    })
+    let of = |it: &Container| {
+        let asked = &it.resources;
+        (asked.cpu_request.unwrap_or(0), asked.memory_request.unwrap_or(0))
+    };
+    pod.containers.iter().map(of).fold((0, 0), add)
+}
+
+/// A sum too large to count is more than any node has.
+fn add(a: (u64, u64), b: (u64, u64)) -> (u64, u64) {
+    (a.0.saturating_add(b.0), a.1.saturating_add(b.1))
 }
 
 /// A Pod whose containers have all ended for good holds no resources.

@@ -22,6 +22,10 @@ use crate::wire::spec::{
 /// Kubernetes' default for `terminationGracePeriodSeconds`.
 const GRACE_SECONDS: u32 = 30;
 
+/// Most CPUs and bytes that a resource may name. No machine has as much, and sums over all Pods of a node stay in 64 bits.
+const MAX_CPUS: u64 = 1_000_000;
+const MAX_BYTES: u64 = 1 << 60;
+
 /// What a volume without a source is, as in Kubernetes.
 const EMPTY_DIR: VolumeSource = VolumeSource::EmptyDir {
     memory: false,
@@ -472,16 +476,21 @@ impl Convert {
                     continue;
                 }
             };
-            *slot = self.amount(field, &written.0);
+            let most = if name == "cpu" { MAX_CPUS } else { MAX_BYTES };
+            *slot = self.amount(field, &written.0, most);
         }
         out
     }
 
-    /// A quantity that is not negative.
-    fn amount(&mut self, field: String, written: &str) -> Option<Quantity> {
+    /// A quantity from 0 to `most`.
+    fn amount(&mut self, field: String, written: &str, most: u64) -> Option<Quantity> {
         let why = match Quantity::parse(written) {
-            Ok(value) if value >= Quantity::ZERO => return Some(value),
-            Ok(_) => "must be greater than or equal to 0".to_owned(),
+            Ok(value) if value < Quantity::ZERO => "must be greater than or equal to 0".to_owned(),
+            // Rounded up and saturating, so what is above in any digit is above here.
+            Ok(value) if value.value().unsigned_abs() > most => {
+                format!("must be less than or equal to {most}")
+            }
+            Ok(value) => return Some(value),
             Err(error) => error.to_string(),
         };
         self.causes.push(Cause::invalid(field, written, why));
@@ -537,7 +546,7 @@ impl Convert {
         }
         let field = format!("{path}.emptyDir.sizeLimit");
         let written = dir.size_limit.as_ref();
-        let size_limit = written.and_then(|written| self.amount(field, &written.0));
+        let size_limit = written.and_then(|written| self.amount(field, &written.0, MAX_BYTES));
         VolumeSource::EmptyDir {
             memory: dir.medium == "Memory",
             size_limit: size_limit.map(|it| it.value().unsigned_abs()),
