@@ -21,7 +21,8 @@ fn first(pod: &Value) -> &Value {
 fn containers_end_and_begin_as_kubernetes_says() {
     let cluster = Cluster::busybox();
     restart_policies_are_kept(&cluster);
-    a_loop_backs_off_and_shows_its_former_log(&cluster);
+    a_loop_backs_off_and_shows_its_last_log(&cluster);
+    a_former_log_is_kept(&cluster);
     memory_is_limited(&cluster);
     grace_is_given_and_ends(&cluster);
     deletion_by_force_is_at_once(&cluster);
@@ -90,7 +91,7 @@ fn uid(cluster: &Cluster, pod: &str) -> String {
         .to_owned()
 }
 
-fn a_loop_backs_off_and_shows_its_former_log(cluster: &Cluster) {
+fn a_loop_backs_off_and_shows_its_last_log(cluster: &Cluster) {
     let script = "echo \"boot $(cat /proc/sys/kernel/random/uuid)\"; exit 1";
     cluster.apply(&pod("loops", &shell(script), policy("Always")));
     let waiting = cluster.until("loops", "to back off", 60, |it| {
@@ -102,13 +103,9 @@ fn a_loop_backs_off_and_shows_its_former_log(cluster: &Cluster) {
     assert_eq!(waiting["status"]["phase"], "Running", "{waiting}");
     let table = cluster.kubectl(&["get", "pod", "loops"]).ok();
     assert!(table.contains("CrashLoopBackOff"), "{table}");
+    // While it waits, both are the log of the run that ended last, as a kubelet has it.
     let (now, before) = wait("both logs of one moment", 30, || {
-        let count = || {
-            let status = first(&cluster.get("loops")?).clone();
-            let waits = status["state"]["waiting"]["reason"] == "CrashLoopBackOff";
-            let count = status["restartCount"].clone();
-            waits.then_some(count).ok_or("it does not wait".to_owned())
-        };
+        let count = || cluster.get("loops").map(|it| first(&it)["restartCount"].clone());
         let begun = count()?;
         let (now, before) = (cluster.logs(&["loops"]), cluster.logs(&["loops", "--previous"]));
         if count()? == begun {
@@ -117,13 +114,30 @@ fn a_loop_backs_off_and_shows_its_former_log(cluster: &Cluster) {
             Err("restarted in between".to_owned())
         }
     });
-    for log in [&now, &before] {
-        assert!(log.starts_with("boot ") && log.lines().count() == 1, "{log:?}");
-    }
-    // While it waits, the attempt that ended last is both the current and the previous one, as with a kubelet.
+    assert!(now.starts_with("boot ") && now.lines().count() == 1, "{now:?}");
     assert_eq!(now, before);
     let described = cluster.kubectl(&["describe", "pod", "loops"]).ok();
     assert!(described.contains("BackOff"), "{described}");
+}
+
+/// One that failed once and runs has two logs.
+fn a_former_log_is_kept(cluster: &Cluster) {
+    let script = format!("if mkdir /v/seen 2>/dev/null; then echo first; exit 1; fi; echo second; {IDLE}");
+    let mut container = shell(&script);
+    container["volumeMounts"] = json!([{ "name": "v", "mountPath": "/v" }]);
+    let more = json!({ "volumes": [{ "name": "v", "emptyDir": {} }] });
+    cluster.apply(&pod("once", &container, more));
+    let running = cluster.until("once", "to run again", 40, |it| {
+        first(it)["restartCount"] == 1 && !first(it)["state"]["running"].is_null()
+    });
+    let last = &first(&running)["lastState"]["terminated"];
+    assert_eq!(
+        (&last["exitCode"], &last["reason"]),
+        (&json!(1), &json!("Error")),
+        "{running}"
+    );
+    assert_eq!(cluster.logs_say(&["once"], "second"), "second\n");
+    assert_eq!(cluster.logs(&["once", "--previous"]), "first\n");
 }
 
 fn memory_is_limited(cluster: &Cluster) {
