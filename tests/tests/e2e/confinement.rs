@@ -34,7 +34,7 @@ fn merge(into: &mut Value, from: &Value) {
     }
 }
 
-fn security(value: Value) -> Value {
+fn security(value: &Value) -> Value {
     json!({ "securityContext": value })
 }
 
@@ -95,7 +95,7 @@ fn containers_are_confined_by_default() {
             ),
             (
                 "read-only",
-                security(json!({ "readOnlyRootFilesystem": true })),
+                security(&json!({ "readOnlyRootFilesystem": true })),
                 none(),
                 "echo > /file",
                 "sh: can't create /file: Read-only file system\n",
@@ -109,14 +109,14 @@ fn containers_are_confined_by_default() {
             ),
             (
                 "dropped",
-                security(json!({ "capabilities": { "drop": ["ALL"], "add": ["NET_BIND_SERVICE"] } })),
+                security(&json!({ "capabilities": { "drop": ["ALL"], "add": ["NET_BIND_SERVICE"] } })),
                 none(),
                 caps,
                 "CapEff:\t0000000000000400\n",
             ),
             (
                 "escalation",
-                security(json!({ "allowPrivilegeEscalation": true })),
+                security(&json!({ "allowPrivilegeEscalation": true })),
                 none(),
                 "grep ^NoNewPrivs /proc/self/status",
                 "NoNewPrivs:\t0\n",
@@ -169,7 +169,7 @@ fn the_kernel_has_it_so(cluster: &Cluster) {
 fn non_root_is_demanded(cluster: &Cluster) {
     let container = {
         let mut container = shell(IDLE);
-        merge(&mut container, &security(json!({ "runAsNonRoot": true })));
+        merge(&mut container, &security(&json!({ "runAsNonRoot": true })));
         container
     };
     cluster.apply(&pod("non-root", &container, Value::Null));

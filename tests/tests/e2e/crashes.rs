@@ -4,12 +4,14 @@
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::path::Path;
 
 use serde_json::{Value, json};
 
 use crate::harness::kernel;
 use crate::harness::pods::{IDLE, NUMBERS};
-use crate::harness::{Cluster, pod, shell, until, wait};
+use crate::harness::wait::stays;
+use crate::harness::{Cluster, Said, pod, shell, until, wait};
 
 const PODS: usize = 8;
 
@@ -186,9 +188,9 @@ fn a_machine_that_boots_alone_runs_its_pods() {
 
 /// Under the state directory the word stands nowhere in plain; on the tmpfs it does, or the search is blind.
 fn no_secret_lies_on_disk(cluster: &Cluster) {
-    let search = |dir: &std::path::Path| {
-        let said = crate::harness::Said::of(
-            std::path::Path::new("grep"),
+    let search = |dir: &Path| {
+        let said = Said::of(
+            Path::new("grep"),
             &["-rlaF", "sesame-3141", &dir.display().to_string()],
             &[],
             "",
@@ -216,14 +218,14 @@ fn a_node_that_idles_writes_nothing() {
     // The last statuses may still be on their way to the journal; from some moment on nothing follows.
     let mut before = written();
     wait("the node to come to rest", 20, || {
-        crate::harness::wait::stays(1, || {});
+        stays(1, || {});
         let now = written();
         let rests = now == before;
         before.clone_from(&now);
         rests.then_some(()).ok_or(now)
     });
     let journal = cluster.node.figure("/journal/bytesWritten");
-    crate::harness::wait::stays(10, || assert_eq!(written(), before, "bytes written while idle"));
+    stays(10, || assert_eq!(written(), before, "bytes written while idle"));
     assert_eq!(cluster.node.figure("/journal/bytesWritten"), journal);
     cluster
         .kubectl(&["delete", "pods", "--all", "--grace-period=1"])

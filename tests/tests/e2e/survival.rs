@@ -62,7 +62,7 @@ fn containers_outlive_their_agent() {
         cluster.node.kill();
         // What is written meanwhile must not be lost either.
         stays(2, || {
-            assert_eq!(cluster.node.inits(), inits, "turn {turn}: without the agent")
+            assert_eq!(cluster.node.inits(), inits, "turn {turn}: without the agent");
         });
         cluster.node.start();
         nothing_happened(&cluster, &inits, before + 8);
