@@ -1,11 +1,13 @@
 //! Images for containers: from the store, or by a `skiff-agent pull` process.
 //!
-//! Always holds: one pull a reference, [`PULLS`] at once; the agent itself never unpacks anything.
+//! Always holds: one pull a reference, [`PULLS`] at once; the agent itself never unpacks anything; a registry that cannot
+//! be reached keeps no image waiting that is here.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Stdio;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use skiff_core::{ContainerRef, Event, ImageError};
@@ -14,7 +16,10 @@ use skiff_images::{Image, Store};
 use skiff_protocol::image_ref::ImageRef;
 use skiff_protocol::wire::spec::PullPolicy;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
-use tokio::sync::{Semaphore, mpsc};
+use tokio::process::{Child, Command};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::task::AbortHandle;
+use tokio::time::timeout;
 use tracing::{info, warn};
 
 use crate::config::Config;
@@ -27,6 +32,15 @@ const PULLS: usize = 2;
 /// Bytes of one line that a pull process may write.
 const LINE: u64 = 64 * 1024;
 
+/// How long a registry that could not be reached is not asked for an image that is here.
+const UNREACHABLE: Duration = Duration::from_secs(60);
+
+/// Registries remembered as unreachable.
+const HOSTS: usize = 64;
+
+/// How long a pull may go without a word. Each of its own waits is far shorter; this is for what they do not cover.
+const PATIENCE: Duration = Duration::from_secs(600);
+
 /// The node's images.
 pub(crate) struct Images {
     store: Store,
@@ -37,6 +51,42 @@ pub(crate) struct Images {
     permits: Arc<Semaphore>,
     /// Who waits for the pull of a reference.
     waiting: BTreeMap<String, Vec<(ContainerRef, PullPolicy)>>,
+    /// The pulls under way, by reference.
+    pulls: BTreeMap<String, Pull>,
+    unreachable: Unreachable,
+}
+
+/// A pull that waits for its turn or has it.
+struct Pull {
+    /// There once it has begun, and given back with this, when its outcome is known: the next one must not begin what
+    /// that outcome makes needless.
+    turn: Arc<OnceLock<OwnedSemaphorePermit>>,
+    task: AbortHandle,
+}
+
+/// The registries that could not be reached, by when that was found.
+#[derive(Default)]
+struct Unreachable(BTreeMap<String, Instant>);
+
+impl Unreachable {
+    fn note(&mut self, registry: &str, now: Instant) {
+        self.0.retain(|_, found| now.duration_since(*found) < UNREACHABLE);
+        if self.0.len() >= HOSTS
+            && let Some(oldest) = self.0.iter().min_by_key(|it| it.1).map(|it| it.0.clone())
+        {
+            self.0.remove(&oldest);
+        }
+        self.0.insert(registry.to_owned(), now);
+    }
+
+    fn has(&self, registry: &str, now: Instant) -> bool {
+        let found = self.0.get(registry);
+        found.is_some_and(|found| now.duration_since(*found) < UNREACHABLE)
+    }
+
+    fn forget(&mut self, registry: &str) {
+        self.0.remove(registry);
+    }
 }
 
 impl Images {
@@ -60,6 +110,8 @@ impl Images {
             inputs,
             permits,
             waiting: BTreeMap::new(),
+            pulls: BTreeMap::new(),
+            unreachable: Unreachable::default(),
         })
     }
 
@@ -94,7 +146,8 @@ impl Images {
                 return Some(Event::ImageFailed { container, error });
             }
         };
-        if policy != PullPolicy::Always || reference.digest().is_some() {
+        let asks = policy == PullPolicy::Always && reference.digest().is_none();
+        if !asks || self.unreachable.has(reference.registry(), Instant::now()) {
             match self.store.resolve(&reference) {
                 Ok(Some(image)) => return Some(ready(container, &image)),
                 Ok(None) => {}
@@ -114,7 +167,7 @@ impl Images {
         }
         let waiting = self.waiting.entry(image.to_owned()).or_default();
         waiting.push((container, policy));
-        if waiting.len() == 1 {
+        if !self.pulls.contains_key(image) {
             self.pull(image.to_owned(), &reference, floor);
         }
         None
@@ -122,13 +175,16 @@ impl Images {
 
     /// A pull is over: the events of all who waited for it.
     pub(crate) fn pulled(&mut self, image: &str, result: &Result<(), PullError>) -> Vec<Event> {
+        let _turn = self.pulls.remove(image);
         let waiting = self.waiting.remove(image).unwrap_or_default();
-        let local = ImageRef::parse(image)
-            .ok()
-            .and_then(|it| self.store.resolve(&it).ok().flatten());
+        let reference = ImageRef::parse(image).ok();
+        let local = reference
+            .as_ref()
+            .and_then(|it| self.store.resolve(it).ok().flatten());
         if let Err(error) = result {
             info!(image, %error, "image not pulled");
         }
+        let mut events = reference.map_or_else(Vec::new, |it| self.note(it.registry(), result));
         let answer = |(container, policy): (ContainerRef, PullPolicy)| match (result, &local) {
             (Ok(()), Some(image)) => ready(container, image),
             // Nobody could be asked: what is here runs, or a node without a link would start nothing after a reboot.
@@ -151,10 +207,41 @@ impl Images {
                 Event::ImageFailed { container, error }
             }
         };
-        waiting.into_iter().map(answer).collect()
+        events.extend(waiting.into_iter().map(answer));
+        events
     }
 
-    fn pull(&self, image: String, reference: &ImageRef, floor: u64) {
+    /// Remembers whether a registry could be reached. Where not, it answers from the store whoever still waits for the
+    /// turn to ask it too: after a boot without a link, the waits for each image would add up.
+    fn note(&mut self, registry: &str, result: &Result<(), PullError>) -> Vec<Event> {
+        match result {
+            Err(error) if error.reason == PullReason::RegistryUnavailable => {
+                self.unreachable.note(registry, Instant::now());
+            }
+            _ => {
+                self.unreachable.forget(registry);
+                return Vec::new();
+            }
+        }
+        let mut events = Vec::new();
+        for (image, waiting) in &mut self.waiting {
+            let queued = self.pulls.get(image).filter(|it| it.turn.get().is_none());
+            let here = ImageRef::parse(image)
+                .ok()
+                .filter(|it| queued.is_some() && it.registry() == registry)
+                .and_then(|it| self.store.resolve(&it).ok().flatten());
+            if let (Some(pull), Some(here)) = (queued, here) {
+                // It has not had its turn, so it has said nothing yet and never will.
+                pull.task.abort();
+                self.pulls.remove(image);
+                events.extend(waiting.drain(..).map(|(container, _)| ready(container, &here)));
+            }
+        }
+        self.waiting.retain(|_, waiting| !waiting.is_empty());
+        events
+    }
+
+    fn pull(&mut self, image: String, reference: &ImageRef, floor: u64) {
         let request = PullRequest {
             reference: image.clone(),
             sources: self.sources(reference),
@@ -165,10 +252,14 @@ impl Images {
         };
         let (executable, inputs, permits) =
             (self.executable.clone(), self.inputs.clone(), self.permits.clone());
-        tokio::spawn(async move {
-            // The semaphore is never closed.
-            let _permit = permits.acquire_owned().await;
-            let result = run(&executable, &request).await;
+        let turn = Arc::new(OnceLock::new());
+        let (taken, key) = (turn.clone(), image.clone());
+        let task = tokio::spawn(async move {
+            // The semaphore is never closed, and the turn is taken once.
+            if let Ok(permit) = permits.acquire_owned().await {
+                let _ = taken.set(permit);
+            }
+            let result = run(&executable, &request, PATIENCE).await;
             let result = result.unwrap_or_else(|error| {
                 Err(PullError {
                     reason: PullReason::ErrImagePull,
@@ -178,6 +269,8 @@ impl Images {
             // The driver is gone only when the agent ends.
             let _ = inputs.send(Input::Pulled { image, result }).await;
         });
+        let task = task.abort_handle();
+        self.pulls.insert(key, Pull { turn, task });
     }
 
     /// Where an image may come from: the server, mirrors, the registry itself.
@@ -243,9 +336,9 @@ fn failed(error: &PullError) -> ImageError {
     }
 }
 
-/// Runs one pull process to its last line.
-async fn run(executable: &PathBuf, request: &PullRequest) -> Result<Result<(), PullError>> {
-    let mut child = tokio::process::Command::new(executable)
+/// Runs one pull process to its last line, or kills it when it has said nothing for `patience`.
+async fn run(executable: &Path, request: &PullRequest, patience: Duration) -> Result<Result<(), PullError>> {
+    let mut child = Command::new(executable)
         .arg("pull")
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
@@ -253,23 +346,63 @@ async fn run(executable: &PathBuf, request: &PullRequest) -> Result<Result<(), P
         .spawn()
         .with_context(|| format!("cannot start {} pull", executable.display()))?;
     let mut stdin = child.stdin.take().context("the pull process has no input")?;
-    stdin.write_all(&serde_json::to_vec(request)?).await?;
+    let request_line = serde_json::to_vec(request)?;
+    let Ok(written) = timeout(patience, stdin.write_all(&request_line)).await else {
+        return Ok(Err(give_up(child, request, patience).await));
+    };
+    written?;
     drop(stdin);
     let stdout = child.stdout.take().context("the pull process has no output")?;
     let mut lines = BufReader::new(stdout);
     let mut last = None;
     let mut line = String::new();
-    while (&mut lines).take(LINE).read_line(&mut line).await? > 0 {
+    loop {
+        line.clear();
+        // What a line that is given up has read so far is given up with the process.
+        let Ok(read) = timeout(patience, (&mut lines).take(LINE).read_line(&mut line)).await else {
+            return Ok(Err(give_up(child, request, patience).await));
+        };
+        if read? == 0 {
+            break;
+        }
         match serde_json::from_str(&line)? {
             PullReport::Progress(_) => {}
             PullReport::Ok(_) => last = Some(Ok(())),
             PullReport::Error(error) => last = Some(Err(error)),
         }
-        line.clear();
     }
-    let status = child.wait().await?;
+    let Ok(status) = timeout(patience, child.wait()).await else {
+        return Ok(Err(give_up(child, request, patience).await));
+    };
+    let status = status?;
     match last {
         Some(last) => Ok(last),
         None => bail!("the pull process ended without an answer: {status}"),
     }
 }
+
+/// Ends a pull that is stuck, and removes what it had begun, which its next try would begin anew.
+async fn give_up(mut child: Child, request: &PullRequest, patience: Duration) -> PullError {
+    if let Err(error) = child.kill().await {
+        warn!(image = request.reference, %error, "a pull that is stuck cannot be killed");
+    }
+    let store = request.store.clone();
+    match tokio::task::spawn_blocking(move || Store::open(store)).await {
+        Ok(Err(error)) => {
+            warn!(image = request.reference, %error, "a pull's files stay until the next start")
+        }
+        _ => {}
+    }
+    PullError {
+        // A registry that gives nothing is as good as none.
+        reason: PullReason::RegistryUnavailable,
+        message: format!(
+            "image {}: no progress for {} seconds; the pull was ended",
+            request.reference,
+            patience.as_secs()
+        ),
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,7 +1,7 @@
 //! The `pull` role: one process that brings one image into the store and ends.
 //!
-//! It is a process of its own so that its memory returns, so that a cgroup can bound it, and so that a hostile layer
-//! meets nothing of the agent. `SIGKILL` at any moment leaves the store as it was or with whole layers more.
+//! It is a process of its own so that its memory returns, so that its end costs the agent nothing, and so that a hostile
+//! layer meets nothing of the agent. It stays in the agent's cgroup: what bounds the agent bounds both. `SIGKILL` at any moment leaves the store as it was or with whole layers more.
 
 mod attempt;
 mod request;

@@ -1,0 +1,225 @@
+//! Pulls by a stand-in for the pull process, over a store that holds images without layers.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+
+use serde_json::json;
+use skiff_protocol::enrol::JoinResponse;
+use skiff_protocol::image_ref::Digest;
+use skiff_protocol::topic::NodeName;
+use skiff_protocol::uid::Uid;
+
+use super::*;
+
+/// Says nothing for a moment, notes that it ran, and that nobody answered it.
+const UNREACHED: &str = r#"read -r request; echo "$request" >> ran; sleep 0.2
+echo '{"error":{"reason":"RegistryUnavailable","message":"connection refused"}}'"#;
+
+struct Node {
+    dir: tempfile::TempDir,
+    images: Images,
+    inputs: mpsc::Receiver<Input>,
+}
+
+impl Node {
+    fn new(script: &str) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let config = Config {
+            state_dir: dir.path().to_owned(),
+            images_from_server: false,
+            ..Config::default()
+        };
+        let identity = Identity {
+            node: NodeName::parse("node").unwrap(),
+            key_pem: String::new(),
+            joined: JoinResponse {
+                version: 1,
+                node: "node".into(),
+                ca_certificate: String::new(),
+                certificate: String::new(),
+                signing_key: String::new(),
+                broker_url: String::new(),
+                broker_username: String::new(),
+                broker_password: String::new(),
+                server_urls: Vec::new(),
+                server_time: 0,
+                not_after: 0,
+            },
+            server_key: Vec::new(),
+        };
+        let (sender, inputs) = mpsc::channel(64);
+        let images = Images::open(
+            Arc::new(config),
+            Arc::new(identity),
+            executable(dir.path(), script),
+            sender,
+        );
+        Self {
+            images: images.unwrap(),
+            dir,
+            inputs,
+        }
+    }
+
+    /// Puts an image without layers into the store.
+    fn store(&self, image: &str) {
+        let reference = ImageRef::parse(image).unwrap();
+        let sha256 = |text: &str| {
+            let hash = ring::digest::digest(&ring::digest::SHA256, text.as_bytes());
+            Digest::from_sha256(hash.as_ref().try_into().unwrap())
+        };
+        let (name, digest) = (sha256(&reference.to_string()), sha256(image));
+        let config = skiff_images::ImageConfig::default();
+        let root = self.dir.path().join("images");
+        let write = |path: String, record: serde_json::Value| {
+            fs::write(root.join(path), record.to_string()).unwrap();
+        };
+        write(
+            format!("images/{}.json", digest.hex()),
+            json!({"format": 1, "digest": digest, "layers": [], "config": config, "sizeBytes": 0}),
+        );
+        write(
+            format!("refs/{}.json", name.hex()),
+            json!({"format": 1, "reference": reference, "image": digest, "repoDigest": digest}),
+        );
+    }
+
+    fn ensure(&mut self, image: &str) -> Option<Event> {
+        let container = ContainerRef {
+            pod: Uid([0; 16]),
+            name: image.to_owned(),
+            attempt: 0,
+        };
+        self.images.ensure(container, image, PullPolicy::Always, 0)
+    }
+
+    /// What the next pull that ends leads to: each image with whether it is ready.
+    async fn pulled(&mut self) -> Vec<(String, bool)> {
+        let input = timeout(Duration::from_secs(20), self.inputs.recv()).await;
+        let Some(Input::Pulled { image, result }) = input.unwrap() else {
+            panic!("no pull ended")
+        };
+        self.images
+            .pulled(&image, &result)
+            .into_iter()
+            .map(shown)
+            .collect()
+    }
+
+    fn ran(&self) -> usize {
+        fs::read_to_string(self.dir.path().join("ran")).map_or(0, |it| it.lines().count())
+    }
+}
+
+fn shown(event: Event) -> (String, bool) {
+    match event {
+        Event::ImageReady { container, .. } => (container.name, true),
+        Event::ImageFailed { container, .. } => (container.name, false),
+        other => panic!("{other:?}"),
+    }
+}
+
+fn executable(dir: &Path, script: &str) -> PathBuf {
+    let path = dir.join("pull-stand-in");
+    fs::write(&path, format!("#!/bin/sh\ncd {}\n{script}\n", dir.display())).unwrap();
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+    path
+}
+
+/// After a boot without a link, one wait for a registry is enough for all its images that are here.
+#[tokio::test]
+async fn a_registry_that_cannot_be_reached_is_waited_for_once() {
+    let mut node = Node::new(UNREACHED);
+    let local: Vec<String> = (0..8).map(|n| format!("far.example/app{n}:latest")).collect();
+    for image in &local {
+        node.store(image);
+        assert_eq!(node.ensure(image), None, "{image} is asked for");
+    }
+    assert_eq!(node.ensure("far.example/absent:latest"), None);
+    let mut first = node.pulled().await;
+    first.sort();
+    // All but the one whose pull is under way too, which speaks for itself.
+    assert_eq!(first.len(), 7, "{first:?}");
+    let again = node.ensure(&local[0]).map(shown);
+    assert_eq!(
+        again,
+        Some((local[0].clone(), true)),
+        "not asked for again so soon"
+    );
+    let mut rest = node.pulled().await;
+    rest.extend(node.pulled().await);
+    rest.sort();
+    assert_eq!(rest.len(), 2, "{rest:?}");
+    assert_eq!(rest[0], ("far.example/absent:latest".to_owned(), false));
+    first.push(rest[1].clone());
+    first.sort();
+    let expected: Vec<_> = local.iter().map(|image| (image.clone(), true)).collect();
+    assert_eq!(first, expected);
+    // The two that began before anybody knew, and the one that is not here.
+    assert_eq!(node.ran(), 3);
+    assert!(node.images.pulls.is_empty() && node.images.waiting.is_empty());
+    // What holds of one registry says nothing of another, nor of what is not here.
+    node.store("near.example/app:latest");
+    for image in ["near.example/app:latest", "far.example/absent:latest"] {
+        assert_eq!(node.ensure(image), None, "{image}");
+    }
+}
+
+#[test]
+fn unreachable_registries_are_forgotten_in_time_and_are_few() {
+    let start = Instant::now();
+    let mut unreachable = Unreachable::default();
+    unreachable.note("a", start);
+    assert!(unreachable.has("a", start + UNREACHABLE / 2));
+    assert!(!unreachable.has("a", start + UNREACHABLE));
+    assert!(!unreachable.has("b", start));
+    unreachable.forget("a");
+    assert!(!unreachable.has("a", start));
+    for n in 0..1000 {
+        unreachable.note(&n.to_string(), start + Duration::from_millis(n));
+    }
+    assert_eq!(unreachable.0.len(), HOSTS);
+    let last = start + Duration::from_secs(1);
+    assert!(unreachable.has("999", last) && !unreachable.has("0", last));
+}
+
+/// However a pull is stuck, it is killed; one that says something now and then is not.
+#[tokio::test]
+async fn a_pull_without_progress_is_killed() {
+    let progress = r#"{"progress":{"layer":"sha256:0000000000000000000000000000000000000000000000000000000000000000","done":1,"total":2}}"#;
+    let slow = format!(
+        "read -r request; for n in 1 2 3 4 5; do echo '{progress}'; sleep 0.4; done; echo '{UNWANTED}'"
+    );
+    for (script, expected) in [
+        ("exec sleep 1000".to_owned(), "no progress"),
+        (format!("echo '{progress}'; exec sleep 1000"), "no progress"),
+        (
+            format!("echo '{UNWANTED}'; exec 1>&-; exec sleep 1000"),
+            "no progress",
+        ),
+        (slow, "unwanted"),
+    ] {
+        let dir = tempfile::tempdir().unwrap();
+        let path = executable(dir.path(), &format!("echo $$ > pid; {script}"));
+        let request = PullRequest {
+            reference: "a/b:v1".into(),
+            // More than a pipe takes, so that a process which does not read is noticed too.
+            sources: vec![Source::new(SourceKind::Registry, "x".repeat(200_000))],
+            platform: Platform::host(),
+            store: dir.path().join("store"),
+            limits: Default::default(),
+            not_before_unix: 0,
+        };
+        let error = run(&path, &request, Duration::from_secs(1))
+            .await
+            .unwrap()
+            .unwrap_err();
+        assert!(error.message.contains(expected), "{script}: {error}");
+        assert_eq!(error.reason, PullReason::RegistryUnavailable);
+        let pid = fs::read_to_string(dir.path().join("pid")).unwrap();
+        let alive = Path::new("/proc").join(pid.trim()).exists();
+        assert!(!alive, "{script}");
+    }
+}
+
+const UNWANTED: &str = r#"{"error":{"reason":"RegistryUnavailable","message":"unwanted"}}"#;
