@@ -387,11 +387,8 @@ async fn give_up(mut child: Child, request: &PullRequest, patience: Duration) ->
         warn!(image = request.reference, %error, "a pull that is stuck cannot be killed");
     }
     let store = request.store.clone();
-    match tokio::task::spawn_blocking(move || Store::open(store)).await {
-        Ok(Err(error)) => {
-            warn!(image = request.reference, %error, "a pull's files stay until the next start")
-        }
-        _ => {}
+    if let Ok(Err(error)) = tokio::task::spawn_blocking(move || Store::open(store)).await {
+        warn!(image = request.reference, %error, "a pull's files stay until the next start");
     }
     PullError {
         // A registry that gives nothing is as good as none.

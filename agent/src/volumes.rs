@@ -233,27 +233,29 @@ mod tests {
 
     const FILES: [FileOf<'static>; 2] = [("a", 0o440, b"1"), ("sub/b", 0o644, b"2")];
 
+    type Before = fn(&Path);
+
     fn mode(path: &Path) -> u32 {
         fs::metadata(path).unwrap().permissions().mode() & 0o7777
     }
 
     #[test]
     fn a_half_made_config_volume_is_made_anew() {
-        let cases: [(&str, &dyn Fn(&Path)); 5] = [
-            ("nothing", &|_| {}),
-            ("an empty directory", &|volume| {
-                fs::create_dir_all(volume).unwrap()
+        let cases: [(&str, Before); 5] = [
+            ("nothing", |_| {}),
+            ("an empty directory", |volume| {
+                fs::create_dir_all(volume).unwrap();
             }),
-            ("files without the link", &|volume| {
+            ("files without the link", |volume| {
                 fs::create_dir_all(volume.join("..1/gone")).unwrap();
                 fs::write(volume.join("..1/a"), "cut").unwrap();
                 symlink("..data/gone", volume.join("gone")).unwrap();
             }),
-            ("a link that was not turned", &|volume| {
+            ("a link that was not turned", |volume| {
                 fs::create_dir_all(volume).unwrap();
                 symlink("..1", volume.join("..data_tmp")).unwrap();
             }),
-            ("links that are missing", &|volume| {
+            ("links that are missing", |volume| {
                 publish(volume, &FILES).unwrap();
                 fs::remove_file(volume.join("a")).unwrap();
                 fs::remove_file(volume.join("sub")).unwrap();

@@ -405,7 +405,7 @@ fn a_shim_can_be_started_anew_after_a_shutdown() {
 
 #[test]
 fn a_start_is_answered_before_its_exit_is_told() {
-    let mut pod = Pod::sandboxed(40);
+    let pod = Pod::sandboxed(40);
     let shim = i32::try_from(pod.shim.id()).unwrap();
     let mut socket = UnixStream::connect(pod.dir.join(skiff_shim::SOCKET_NAME)).unwrap();
     socket.set_read_timeout(Some(TIMEOUT)).unwrap();

@@ -251,7 +251,7 @@ type End = fn(&Dir, &mut Vec<Writer>);
 async fn a_follower_ends_however_the_attempt_does() {
     let cases: [(&str, End); 5] = [
         ("an exit is recorded", |dir, _| {
-            std::fs::write(dir.exit(3), "").unwrap()
+            std::fs::write(dir.exit(3), "").unwrap();
         }),
         (
             "a later attempt began, and the exit was forgotten",
@@ -261,10 +261,10 @@ async fn a_follower_ends_however_the_attempt_does() {
             std::fs::remove_file(ring_path(dir.path(), "c", 3)).unwrap();
         }),
         ("the shim is lost", |dir, _| {
-            std::fs::remove_file(dir.socket()).unwrap()
+            std::fs::remove_file(dir.socket()).unwrap();
         }),
         ("the Pod is removed", |dir, _| {
-            std::fs::remove_dir_all(dir.path()).unwrap()
+            std::fs::remove_dir_all(dir.path()).unwrap();
         }),
     ];
     for (what, end) in cases {
