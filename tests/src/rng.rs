@@ -16,7 +16,7 @@ impl Rng {
     }
 
     /// The next 64 bits.
-    pub fn next(&mut self) -> u64 {
+    pub fn bits(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut z = self.0;
         z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -26,7 +26,7 @@ impl Rng {
 
     /// A number below `bound`, which is at least 1.
     pub fn below(&mut self, bound: u64) -> u64 {
-        self.next() % bound
+        self.bits() % bound
     }
 
     /// A number from `low` up to and without `high`.
@@ -53,7 +53,7 @@ mod tests {
     #[test]
     fn a_seed_gives_the_numbers_it_always_gave() {
         let mut rng = Rng::new(1_234_567);
-        let numbers: Vec<u64> = (0..3).map(|_| rng.next()).collect();
+        let numbers: Vec<u64> = (0..3).map(|_| rng.bits()).collect();
         assert_eq!(
             numbers,
             [

@@ -65,7 +65,7 @@ fn image(rng: &mut Rng) -> String {
 
 fn pod(rng: &mut Rng) -> PodSpec {
     let mut bytes = [0; 16];
-    bytes[..8].copy_from_slice(&rng.next().to_le_bytes());
+    bytes[..8].copy_from_slice(&rng.bits().to_le_bytes());
     let policy = *rng.pick(&[
         RestartPolicy::Always,
         RestartPolicy::Always,
@@ -133,7 +133,7 @@ pub(crate) fn operate(server: &mut Server, rng: &mut Rng, made: &mut u64) -> usi
             if rng.percent(40) {
                 server.configs.remove(&config_key(secret, name));
             } else {
-                put_config(server, secret, name, rng.next());
+                put_config(server, secret, name, rng.bits());
             }
         }
     }

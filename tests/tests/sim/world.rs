@@ -108,7 +108,7 @@ impl World {
         pods::supply(&mut self.server);
         // MQTT loses messages only together with a connection; the last of those that broke is made again.
         for node in 0..self.nodes.len() {
-            self.on_node(node, |it, turn| it.link_breaks(turn));
+            self.on_node(node, Node::link_breaks);
         }
         for node in 0..self.nodes.len() {
             self.announce(node);
@@ -268,10 +268,10 @@ impl World {
         let epoch = self.nodes[node].core.as_ref().map(Core::epoch);
         let kind = self.rng.below(100);
         match kind {
-            0..25 => self.on_node(node, |it, turn| it.link_breaks(turn)),
+            0..25 => self.on_node(node, Node::link_breaks),
             25..50 => self.on_node(node, |it, turn| it.agent_dies(turn, false)),
             50..60 => self.on_node(node, |it, turn| it.agent_dies(turn, true)),
-            60..85 => self.on_node(node, |it, turn| it.container_ends(turn)),
+            60..85 => self.on_node(node, Node::container_ends),
             85..93 => {
                 let shims: Vec<_> = self.nodes[node].machine.shims.keys().copied().collect();
                 if !shims.is_empty() {

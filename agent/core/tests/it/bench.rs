@@ -269,7 +269,7 @@ impl Bench {
     }
 
     /// The server wants exactly these.
-    pub(crate) fn desired(&mut self, objects: Vec<Object>) {
+    pub(crate) fn desired(&mut self, objects: &[Object]) {
         let bytes: Vec<Vec<u8>> = objects.iter().map(encode).collect();
         let index = Index(
             objects
@@ -289,7 +289,8 @@ impl Bench {
     }
 
     pub(crate) fn pods(&mut self, pods: &[PodSpec]) {
-        self.desired(pods.iter().cloned().map(Object::Pod).collect());
+        let objects: Vec<Object> = pods.iter().cloned().map(Object::Pod).collect();
+        self.desired(&objects);
     }
 
     pub(crate) fn sign(

@@ -108,7 +108,7 @@ fn a_configuration_that_is_not_there_yet() {
         b.start_failed("web/app#0", missing());
         b.wait(3);
         b.note("it comes: no need to wait");
-        b.desired(vec![Object::Pod(web), config_map("settings")]);
+        b.desired(&[Object::Pod(web), config_map("settings")]);
         b.started("web/app#0");
     });
 }
@@ -192,7 +192,7 @@ fn a_container_that_ignores_being_replaced_is_killed() {
 #[test]
 fn labels_and_configmaps_restart_nothing() {
     check("labels-change", |b| {
-        b.desired(vec![Object::Pod(pod("web")), config_map("settings")]);
+        b.desired(&[Object::Pod(pod("web")), config_map("settings")]);
         b.run("web");
         b.pods(&[pod_with("web", |it| {
             it.labels.insert("a".to_owned(), "b".to_owned());
