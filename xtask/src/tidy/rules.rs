@@ -7,7 +7,10 @@ const MAX_LINES: usize = 700;
 
 /// Files that are longer on purpose.
 const LONG_FILES: [(&str, &str); 2] = [
-    ("protocol/tests/invalid_pods.rs", "a table, a row for each way a Pod can be invalid"),
+    (
+        "protocol/tests/invalid_pods.rs",
+        "a table, a row for each way a Pod can be invalid",
+    ),
     ("server/tests/api/requests.rs", "a table, a row for each request"),
 ];
 
