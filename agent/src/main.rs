@@ -40,6 +40,9 @@ const INPUTS: usize = 1024;
 /// The part of the memory that sockets, logs and volumes in memory may take, where `run_dir` is not on a tmpfs already.
 const RUN_SHARE: u64 = 4;
 
+/// How long the journal's lock may be held by what an agent before this one left behind.
+const LOCK_PATIENCE: std::time::Duration = std::time::Duration::from_secs(3);
+
 /// No certificate of ours is older than this program.
 const BUILT: i64 = 1_763_683_200;
 
@@ -160,9 +163,9 @@ fn logging() {
 async fn run(config: config::Config) -> Result<()> {
     let config = Arc::new(config);
     let identity = Arc::new(identity::Identity::load(&config.state_dir)?);
-    let (ledger, recovered, outcome) =
-        ledger::Ledger::open(&config.state_dir, config.journal_segment_bytes, &identity.node)
-            .context("the journal cannot be used, so nothing is started and nothing that runs is touched")?;
+    let (ledger, recovered, outcome) = open_ledger(&config, &identity)
+        .await
+        .context("the journal cannot be used, so nothing is started and nothing that runs is touched")?;
     match outcome {
         Outcome::Empty => info!("a new journal"),
         Outcome::Clean => info!(
@@ -210,6 +213,26 @@ async fn run(config: config::Config) -> Result<()> {
         config, identity, node, core, ledger, link, images, shims, streams, place, floor, inputs,
     );
     driver.run(queries, stopped()).await
+}
+
+/// Opens the journal. A process that a killed agent was just about to start holds its lock for a moment more.
+async fn open_ledger(
+    config: &config::Config,
+    identity: &identity::Identity,
+) -> Result<(ledger::Ledger, skiff_core::Recovered, Outcome)> {
+    let until = std::time::Instant::now() + LOCK_PATIENCE;
+    loop {
+        let opened = ledger::Ledger::open(&config.state_dir, config.journal_segment_bytes, &identity.node);
+        let locked = opened
+            .as_ref()
+            .err()
+            .and_then(|error| error.downcast_ref::<skiff_journal::Error>());
+        if !matches!(locked, Some(skiff_journal::Error::Locked { .. })) || std::time::Instant::now() >= until
+        {
+            return opened;
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+    }
 }
 
 /// Directories, the parent cgroup with its budget, and the copy of this program that shims run from.

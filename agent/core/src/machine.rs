@@ -25,6 +25,12 @@ const REPORT: usize = limits::FRAME - 1024;
 /// Bytes of an event beside its message: uid, names, reason, time.
 const EVENT_BESIDE_TEXT: usize = 256;
 
+/// Milliseconds until a hello that nobody answers is said again; doubled each time.
+const HELLO_AGAIN: u64 = 5_000;
+
+/// The longest wait between two hellos, in milliseconds.
+const HELLO_AGAIN_LONGEST: u64 = 300_000;
+
 /// The moment of an event.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Now {
@@ -83,6 +89,8 @@ pub struct Core {
     pub(crate) counters: Counters,
     node: NodeInfo,
     linked: bool,
+    /// Nothing of the server came since hello: when it is said again, and the wait that led there.
+    unanswered: Option<(u64, u64)>,
     sequence: u64,
     dirty: BTreeSet<Uid>,
     events: VecDeque<wire::Event>,
@@ -107,6 +115,7 @@ impl Core {
             counters: Counters::default(),
             node: NodeInfo::default(),
             linked: false,
+            unanswered: None,
             sequence: 0,
             dirty: BTreeSet::new(),
             events: VecDeque::new(),
@@ -122,15 +131,22 @@ impl Core {
                 self.node = node;
                 self.linked = true;
                 self.greet();
+                self.unanswered = Some((now.mono + HELLO_AGAIN, HELLO_AGAIN));
             }
-            Event::LinkDown => self.linked = false,
+            Event::LinkDown => {
+                self.linked = false;
+                self.unanswered = None;
+            }
             Event::NodeChanged(node) => {
                 self.node = node;
                 if self.linked {
                     self.send(Up::Node(self.node.clone()));
                 }
             }
-            Event::Down(message) => self.down(now, message),
+            Event::Down(message) => {
+                self.unanswered = None;
+                self.down(now, message);
+            }
             Event::Durable(token) => self.durable(now, token),
             Event::NotDurable(token) => self.not_durable(token),
             Event::ImageReady { container, image_id } => self.image_ready(now, &container, image_id),
@@ -146,7 +162,10 @@ impl Core {
             Event::Removed(uid) => self.removed(now, uid),
             Event::RemoveFailed(uid, message) => self.remove_failed(now, uid, message),
             Event::ShimLost(uid) => self.shim_lost(now, uid),
-            Event::Tick => self.reconcile_due(now),
+            Event::Tick => {
+                self.greet_again(now);
+                self.reconcile_due(now);
+            }
         }
         std::mem::take(&mut self.effects)
     }
@@ -154,7 +173,12 @@ impl Core {
     /// When [`Event::Tick`] is due, on the monotonic clock.
     #[must_use]
     pub fn next_deadline(&self) -> Option<u64> {
-        self.pods.values().filter_map(PodState::deadline).min()
+        let hello = self.unanswered.map(|(at, _)| at);
+        self.pods
+            .values()
+            .filter_map(PodState::deadline)
+            .chain(hello)
+            .min()
     }
 
     /// The next status or event message, once the link has room for one. Latest wins: what changed twice since is
@@ -289,6 +313,17 @@ impl Core {
         for pod in self.pods.values_mut() {
             pod.reported = 0;
             self.dirty.insert(pod.uid);
+        }
+    }
+
+    /// Says hello again when nobody answered: whoever listens to nodes may not have been there yet.
+    fn greet_again(&mut self, now: Now) {
+        if let Some((at, wait)) = self.unanswered
+            && at <= now.mono
+        {
+            self.greet();
+            let wait = (wait * 2).min(HELLO_AGAIN_LONGEST);
+            self.unanswered = Some((now.mono + wait, wait));
         }
     }
 
