@@ -25,6 +25,9 @@ const REPORT: usize = limits::FRAME - 1024;
 /// Bytes of an event beside its message: uid, names, reason, time.
 const EVENT_BESIDE_TEXT: usize = 256;
 
+/// Above every number that a start counts to whose epoch is in the journal.
+const UNCOUNTED: u64 = 1 << 60;
+
 /// Milliseconds until a hello that nobody answers is said again; doubled each time.
 const HELLO_AGAIN: u64 = 5_000;
 
@@ -91,6 +94,8 @@ pub struct Core {
     linked: bool,
     /// Nothing of the server came since hello: when it is said again, and the wait that led there.
     unanswered: Option<(u64, u64)>,
+    /// The append of this start's epoch, until the journal answers.
+    pub(crate) epoch_token: Option<u64>,
     sequence: u64,
     dirty: BTreeSet<Uid>,
     events: VecDeque<wire::Event>,
@@ -116,6 +121,7 @@ impl Core {
             node: NodeInfo::default(),
             linked: false,
             unanswered: None,
+            epoch_token: None,
             sequence: 0,
             dirty: BTreeSet::new(),
             events: VecDeque::new(),
@@ -147,8 +153,14 @@ impl Core {
                 self.unanswered = None;
                 self.down(now, message);
             }
-            Event::Durable(token) => self.durable(now, token),
-            Event::NotDurable(token) => self.not_durable(token),
+            Event::Durable(token) => {
+                self.durable(now, token);
+                self.epoch_answered(now, token, true);
+            }
+            Event::NotDurable(token) => {
+                self.not_durable(token);
+                self.epoch_answered(now, token, false);
+            }
             Event::ImageReady { container, image_id } => self.image_ready(now, &container, image_id),
             Event::ImageFailed { container, error } => self.image_failed(now, &container, error),
             Event::SandboxReady(uid) => self.sandbox_ready(now, uid),
@@ -298,7 +310,7 @@ impl Core {
 
     /// Says hello, and has every status sent anew.
     pub(crate) fn greet(&mut self) {
-        if !self.linked {
+        if !self.linked || self.epoch_token.is_some() {
             return;
         }
         self.send(Up::Hello(Hello {
@@ -314,6 +326,21 @@ impl Core {
             pod.reported = 0;
             self.dirty.insert(pod.uid);
         }
+    }
+
+    /// The journal answered for this start's epoch. Nothing is said under an epoch before that: a start after this one
+    /// would count its messages under the same epoch from the beginning, and the server would take them for old ones.
+    fn epoch_answered(&mut self, now: Now, token: u64, durable: bool) {
+        if self.epoch_token != Some(token) {
+            return;
+        }
+        self.epoch_token = None;
+        if !durable {
+            // This start goes on under the epoch before, above every number that was used in it.
+            self.durable.epoch -= 1;
+            self.sequence = UNCOUNTED | u64::try_from(now.unix).unwrap_or(0) << 20;
+        }
+        self.greet();
     }
 
     /// Says hello again when nobody answered: whoever listens to nodes may not have been there yet.

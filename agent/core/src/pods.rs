@@ -24,7 +24,7 @@ impl Core {
     /// The start: what runs is taken over, what shall run is brought up, what nobody wants is ended.
     pub(crate) fn observed(&mut self, now: Now, observed: Vec<ObservedPod>) {
         let epoch = self.durable.epoch;
-        self.record(now, vec![Record::Epoch(epoch)]);
+        self.epoch_token = Some(self.append(now, vec![Record::Epoch(epoch)]));
         // Whoever had a place keeps it: those found running first, then in the order in which they came.
         let running: BTreeSet<Uid> = observed.iter().map(|it| it.uid).collect();
         let came = |uid: &Uid| self.durable.accepted.get(uid).copied();
