@@ -56,7 +56,7 @@ const AGAIN: Duration = Duration::from_secs(30);
 const LOOK: Duration = Duration::from_secs(60);
 
 /// When the start is over, and the code that only it needed is unmapped.
-const REST: Duration = Duration::from_secs(10);
+const REST: Duration = Duration::from_secs(2);
 
 /// Starts whose latency is remembered for `skiff-agent status`.
 const LATENCIES: usize = 256;
