@@ -449,6 +449,13 @@ impl Driver {
                 );
                 None
             }
+            // The core does not ask for these yet.
+            Effect::Probe { .. }
+            | Effect::Hook { .. }
+            | Effect::Resize(_)
+            | Effect::Note { .. }
+            | Effect::RefreshVolumes(_)
+            | Effect::DropVolume(_) => None,
             Effect::Remove(pod) => {
                 self.shims.send(pod, Command::Remove);
                 None
@@ -492,7 +499,7 @@ impl Driver {
             };
             match self.core.object(&key)? {
                 Object::ConfigMap(data) | Object::Secret(data) => Some(data),
-                Object::Pod(_) => None,
+                Object::Pod(_) | Object::Volume(_) => None,
             }
         }
     }
@@ -547,6 +554,7 @@ impl Driver {
                 limits: plan::pod_limits(pod),
             },
             shm_bytes: SHM_BYTES,
+            ..Default::default()
         })
     }
 
@@ -591,7 +599,9 @@ impl Driver {
             node: self.identity.node.as_str(),
             host_ip: self.node.address(),
             pod_ip: ip,
+            node_cpu_milli: self.node.cpu_milli(),
             node_memory: self.node.memory(),
+            node_storage: self.node.storage(&self.config),
             pids: self.config.pids_per_container,
             pod_cgroup: sandbox.cgroup.path(),
             run: &run,

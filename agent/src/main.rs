@@ -261,6 +261,7 @@ fn prepare(config: &config::Config, node: &node::Node, cgroups: Cgroups) -> Resu
         cpu_period_us: (config.cpu_budget_milli > 0).then_some(100_000),
         cpu_shares: None,
         pids: None,
+        ..Default::default()
     };
     cgroups.ensure_parent(&config.cgroup, &budget)?;
     for (_, message) in node::lacking(&cgroups) {

@@ -57,6 +57,18 @@ impl Node {
         &self.address
     }
 
+    /// Thousandths of a CPU that the node has.
+    #[must_use]
+    pub(crate) fn cpu_milli(&self) -> u64 {
+        self.cpu_milli
+    }
+
+    /// Bytes of the file system that Pods write to.
+    #[must_use]
+    pub(crate) fn storage(&self, config: &Config) -> u64 {
+        skiff_sys::fs::space(&config.state_dir).map_or(0, |space| space.total)
+    }
+
     /// The capabilities that `ALL` means here.
     #[must_use]
     pub(crate) fn bounding(&self) -> &[String] {
@@ -121,7 +133,7 @@ impl Node {
             address: self.address.clone(),
             cpu_milli: self.cpu_milli,
             memory: self.memory,
-            storage: skiff_sys::fs::space(&config.state_dir).map_or(0, |space| space.total),
+            storage: self.storage(config),
             allocatable_cpu_milli: self.allocatable_cpu(config),
             allocatable_memory: self.allocatable_memory(config),
             pods: config.max_pods,
@@ -131,6 +143,7 @@ impl Node {
                 .map(|(key, value)| (key.clone(), value.clone()))
                 .collect(),
             conditions: self.conditions(config, place),
+            ..Default::default()
         }
     }
 

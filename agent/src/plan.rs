@@ -8,7 +8,8 @@ use std::path::{Path, PathBuf};
 
 use skiff_images::{Image, ImageConfig};
 use skiff_protocol::wire::spec::{
-    ConfigData, Container, EnvValue, FieldPath, PodSpec, Seccomp as SeccompSpec, VolumeSource,
+    ConfigData, Container, EnvValue, FieldPath, PodSpec, ResourceField, ResourceName, Seccomp as SeccompSpec,
+    VolumeSource,
 };
 use skiff_sys::{
     ContainerConfig, Limits, Mount, MountKind, Namespaces, Overlay, Seccomp, User, default_capabilities,
@@ -34,8 +35,12 @@ pub(crate) struct Facts<'a> {
     pub host_ip: &'a str,
     /// The Pod's address.
     pub pod_ip: Option<Ipv4Addr>,
+    /// Thousandths of a CPU of the node.
+    pub node_cpu_milli: u64,
     /// Bytes of memory of the node.
     pub node_memory: u64,
+    /// Bytes of the file system that Pods write to.
+    pub node_storage: u64,
     /// Processes that one container may have.
     pub pids: u64,
     /// `<parent>/<pod>`: the Pod's cgroup.
@@ -59,6 +64,9 @@ pub(crate) fn volume_path(run: &Path, state: &Path, name: &str, source: &VolumeS
         VolumeSource::EmptyDir { memory: true, .. } | VolumeSource::Config { .. } => {
             run.join("volumes").join(name)
         }
+        VolumeSource::Projected { .. } => run.join("volumes").join(name),
+        VolumeSource::HostPath { path, .. } => PathBuf::from(path),
+        VolumeSource::Image { .. } | VolumeSource::Claim { .. } => state.join("volumes").join(name),
     }
 }
 
@@ -104,13 +112,19 @@ pub(crate) fn container(
         namespaces: facts.namespaces.clone(),
         cgroup_path: format!("{}/{id}", facts.pod_cgroup),
         resources: limits(spec, facts.pids),
-        seccomp: match spec.security.seccomp {
+        seccomp: match &spec.security.seccomp {
             None | Some(SeccompSpec::RuntimeDefault) => Seccomp::RuntimeDefault,
             Some(SeccompSpec::Unconfined) => Seccomp::Unconfined,
+            Some(SeccompSpec::Localhost(name)) => {
+                return Err(format!(
+                    "seccompProfile.localhostProfile {name:?} is not supported yet"
+                ));
+            }
         },
         rlimits: Vec::new(),
         oom_score_adj: Some(oom_score_adj(pod, spec, facts.node_memory)),
         id,
+        ..Default::default()
     })
 }
 
@@ -173,6 +187,7 @@ fn variables(
         let value = match &var.value {
             EnvValue::Literal(text) => expand(text, &out),
             EnvValue::Field(path) => field(pod, path, facts),
+            EnvValue::Resource(wanted) => resource(pod, &spec.name, wanted, facts)?,
             EnvValue::Key {
                 secret,
                 name,
@@ -210,10 +225,54 @@ fn field(pod: &PodSpec, path: &FieldPath, facts: &Facts<'_>) -> String {
         FieldPath::Label(key) => pod.labels.get(key).cloned().unwrap_or_default(),
         FieldPath::Annotation(key) => pod.annotations.get(key).cloned().unwrap_or_default(),
         FieldPath::NodeName => facts.node.to_owned(),
-        FieldPath::ServiceAccountName => "default".to_owned(),
+        FieldPath::ServiceAccountName => pod.service_account.clone(),
         FieldPath::HostIp => facts.host_ip.to_owned(),
         FieldPath::PodIp => facts.pod_ip.map(|ip| ip.to_string()).unwrap_or_default(),
+        FieldPath::Labels => quoted(&pod.labels),
+        FieldPath::Annotations => quoted(&pod.annotations),
     }
+}
+
+/// A map as a downward file shows it: `key="value"`, a line each, the value as Go's `%q` writes it.
+fn quoted(map: &BTreeMap<String, String>) -> String {
+    let lines: Vec<String> = map
+        .iter()
+        .map(|(key, value)| format!("{key}={value:?}"))
+        .collect();
+    lines.join("\n")
+}
+
+/// A `resourceFieldRef`: rounded up to whole divisors. A limit that is not set is what the node has.
+///
+/// Source: Kubernetes documentation, "Downward API", information available via `resourceFieldRef`.
+fn resource(pod: &PodSpec, own: &str, wanted: &ResourceField, facts: &Facts<'_>) -> Result<String, String> {
+    let name = if wanted.container.is_empty() {
+        own
+    } else {
+        &wanted.container
+    };
+    let container = pod
+        .container(name)
+        .ok_or_else(|| format!("couldn't find container {name:?} of a resourceFieldRef"))?;
+    let it = &container.resources;
+    let pages = |size: u64| {
+        it.hugepages
+            .iter()
+            .find(|(page, _)| *page == size)
+            .map(|(_, bytes)| *bytes)
+    };
+    // In thousandths of the resource's unit, as the divisor is.
+    let milli = |amount: Option<u64>| amount.unwrap_or(0).saturating_mul(1000);
+    let amount = match (wanted.resource, wanted.request) {
+        (ResourceName::Cpu, false) => it.cpu_limit.unwrap_or(facts.node_cpu_milli),
+        (ResourceName::Cpu, true) => it.cpu_request.unwrap_or(0),
+        (ResourceName::Memory, false) => milli(it.memory_limit.or(Some(facts.node_memory))),
+        (ResourceName::Memory, true) => milli(it.memory_request),
+        (ResourceName::EphemeralStorage, false) => milli(it.storage_limit.or(Some(facts.node_storage))),
+        (ResourceName::EphemeralStorage, true) => milli(it.storage_request),
+        (ResourceName::HugePages(size), _) => milli(pages(size)),
+    };
+    Ok(amount.div_ceil(wanted.divisor_milli.max(1)).to_string())
 }
 
 /// `$(NAME)` becomes the variable's value, stays where there is none; `$$` is one `$`.
@@ -320,6 +379,7 @@ fn mounts(pod: &PodSpec, spec: &Container, facts: &Facts<'_>) -> Vec<Mount> {
         kind: MountKind::Bind,
         options: Vec::new(),
         read_only,
+        ..Default::default()
     };
     let etc = facts.run.join("etc");
     let files =
@@ -348,6 +408,7 @@ fn limits(spec: &Container, pids: u64) -> Limits {
         cpu_period_us: spec.resources.cpu_limit.map(|_| CPU_PERIOD_US),
         cpu_shares: Some(shares(request)),
         pids: Some(pids),
+        ..Default::default()
     }
 }
 
@@ -366,6 +427,7 @@ pub(crate) fn pod_limits(pod: &PodSpec) -> Limits {
         cpu_period_us: cpu.map(|_| CPU_PERIOD_US),
         cpu_shares: Some(shares(request.unwrap_or(0))),
         pids: None,
+        ..Default::default()
     }
 }
 

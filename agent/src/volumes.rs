@@ -95,6 +95,10 @@ fn one(volume: &Volume, path: &Path, memory: u64, lookup: Lookup<'_>) -> Result<
             };
             publish(path, &files).map_err(text)
         }
+        VolumeSource::HostPath { .. }
+        | VolumeSource::Projected { .. }
+        | VolumeSource::Image { .. }
+        | VolumeSource::Claim { .. } => Err("volumes of this kind are not supported yet".to_owned()),
     }
 }
 

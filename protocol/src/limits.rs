@@ -43,6 +43,10 @@ pub const ARGS_BYTES: usize = 256 * 1024;
 /// Ports listed in one container.
 pub const PORTS: usize = 64;
 
+/// Items of one list in a Pod that is neither containers, volumes, mounts nor ports: headers, aliases, sysctls, sources, ….
+/// Kubernetes bounds few of them; 64 is more than any manifest that a person wrote.
+pub const ITEMS: usize = 64;
+
 /// Pods on one node: twice a kubelet's default; each costs about 300 KiB.
 pub const PODS: usize = 250;
 

@@ -12,7 +12,7 @@ use core::ops::Deref;
 use serde_json::Value;
 
 use crate::manifest::{self, Cause};
-use crate::wire::spec::PodSpec;
+use crate::wire::spec::{EnvValue, PodSpec, Projection, VolumeSource};
 
 /// A Pod whose every field is in its bounds and whose references resolve.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -47,7 +47,9 @@ impl Pod {
                 causes.push(cause);
             }
         }
-        causes.extend(unsupported.refused);
+        let known = |refused: &Cause| causes.iter().any(|known| known.field == refused.field);
+        let more: Vec<Cause> = unsupported.refused.into_iter().filter(|it| !known(it)).collect();
+        causes.extend(more);
         if !causes.is_empty() {
             return Err(causes);
         }
@@ -85,23 +87,44 @@ impl Pod {
 
     /// The names of the ConfigMaps (`false`) and Secrets (`true`) that the Pod reads, in its own namespace.
     pub fn references(&self) -> impl Iterator<Item = (bool, &str)> {
-        use crate::wire::spec::{EnvValue, VolumeSource};
-        let volumes = self.0.volumes.iter().filter_map(|volume| match &volume.source {
-            VolumeSource::Config { secret, name, .. } => Some((*secret, name.as_str())),
-            VolumeSource::EmptyDir { .. } => None,
-        });
-        let from = self.0.containers.iter().flat_map(|container| &container.env_from);
+        let volumes = self.0.volumes.iter().flat_map(|volume| sources(&volume.source));
+        let from = self.0.all_containers().flat_map(|container| &container.env_from);
         let from = from.map(|from| (from.secret, from.name.as_str()));
         let keys = self
             .0
-            .containers
-            .iter()
+            .all_containers()
             .flat_map(|container| &container.env)
             .filter_map(|var| match &var.value {
                 EnvValue::Key { secret, name, .. } => Some((*secret, name.as_str())),
-                EnvValue::Literal(_) | EnvValue::Field(_) => None,
+                EnvValue::Literal(_) | EnvValue::Field(_) | EnvValue::Resource(_) => None,
             });
         volumes.chain(from).chain(keys)
+    }
+
+    /// The names of the PersistentVolumeClaims that the Pod uses, in its own namespace.
+    pub fn claims(&self) -> impl Iterator<Item = &str> {
+        self.0.volumes.iter().filter_map(|volume| match &volume.source {
+            VolumeSource::Claim { name, .. } => Some(name.as_str()),
+            _ => None,
+        })
+    }
+}
+
+/// The ConfigMaps (`false`) and Secrets (`true`) that a volume is made of.
+fn sources(volume: &VolumeSource) -> Vec<(bool, &str)> {
+    match volume {
+        VolumeSource::Config { secret, name, .. } => alloc::vec![(*secret, name.as_str())],
+        VolumeSource::Projected { sources, .. } => sources
+            .iter()
+            .filter_map(|source| match source {
+                Projection::Config { secret, name, .. } => Some((*secret, name.as_str())),
+                Projection::Downward(_) => None,
+            })
+            .collect(),
+        VolumeSource::EmptyDir { .. }
+        | VolumeSource::HostPath { .. }
+        | VolumeSource::Image { .. }
+        | VolumeSource::Claim { .. } => Vec::new(),
     }
 }
 

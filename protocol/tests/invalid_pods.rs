@@ -323,16 +323,9 @@ fn the_pod() {
         (
             "/spec/securityContext/seccompProfile",
             json!({"type": "Localhost"}),
-            "spec.securityContext.seccompProfile.type",
-            NotSupported,
-            "supported values: \"RuntimeDefault\", \"Unconfined\"",
-        ),
-        (
-            "/spec/securityContext/sysctls",
-            json!([{"name": "kernel.x"}]),
-            "spec.securityContext.sysctls",
-            Forbidden,
-            "not supported by this version of Skiff",
+            "spec.securityContext.seccompProfile.localhostProfile",
+            Required,
+            "must be set when type is Localhost",
         ),
         (
             "/spec/hostNetwork",
@@ -453,7 +446,7 @@ fn containers() {
             json!("Always"),
             "restartPolicy",
             Forbidden,
-            "not supported",
+            "may not be set for non-init containers",
         ),
         ("env/0/name", json!(""), "env[0].name", Required, "Required value"),
         (
@@ -914,16 +907,9 @@ fn volumes() {
             "Required value",
         ),
         (
-            "2/hostPath",
-            json!({"path": "/"}),
-            "[2].hostPath",
-            Forbidden,
-            "not supported",
-        ),
-        (
-            "2/persistentVolumeClaim",
-            json!({"claimName": "c"}),
-            "[2].persistentVolumeClaim",
+            "2",
+            json!({"name": "keys", "nfs": {"server": "a", "path": "/"}}),
+            "[2].nfs",
             Forbidden,
             "not supported",
         ),

@@ -161,7 +161,7 @@ fn a_pod_with_everything() {
             "spec.securityContext.fsGroup",
         ],
     );
-    let resources = pod.containers[0].resources;
+    let resources = &pod.containers[0].resources;
     assert_eq!(
         (resources.cpu_request, resources.cpu_limit),
         (Some(250), Some(500))

@@ -201,6 +201,9 @@ pub(crate) struct Programs {
     mosquitto_passwd: PathBuf,
     docker_registry: PathBuf,
     skopeo: PathBuf,
+    /// Found by their names through [`path`].
+    #[allow(dead_code, reason = "kept so that what is prepared stands in one place")]
+    in_path: [PathBuf; 3],
 }
 
 impl Programs {
@@ -215,6 +218,11 @@ impl Programs {
             kubectl_next: kubectl(workspace, KUBECTL_NEXT)?,
             mosquitto: take("mosquitto", "/usr/sbin/mosquitto")?,
             mosquitto_passwd: take("mosquitto", "/usr/bin/mosquitto_passwd")?,
+            in_path: [
+                take("mosquitto-clients", "/usr/bin/mosquitto_pub")?,
+                take("mosquitto-clients", "/usr/bin/mosquitto_sub")?,
+                take("apache2-utils", "/usr/bin/htpasswd")?,
+            ],
             docker_registry: take("docker-registry", "/usr/bin/docker-registry")?,
             skopeo: take("skopeo", "/usr/bin/skopeo")?,
         })

@@ -7,6 +7,7 @@ use skiff_protocol::wire::Up;
 use skiff_protocol::wire::desired::Refused;
 use skiff_protocol::wire::spec::PullPolicy;
 
+use crate::event::{HookKind, ProbeKind, Probed};
 use crate::record::Record;
 
 /// One container of one Pod, at one attempt.
@@ -57,6 +58,35 @@ pub enum Effect {
         /// How.
         urgency: Urgency,
     },
+    /// Try a probe once, within its own timeout; answered by [`crate::Event::Probed`].
+    Probe {
+        /// Which container.
+        container: ContainerRef,
+        /// Which of its probes.
+        kind: ProbeKind,
+    },
+    /// Run a lifecycle hook, for at most so long; answered by [`crate::Event::HookDone`].
+    Hook {
+        /// Which container.
+        container: ContainerRef,
+        /// Which of its hooks.
+        kind: HookKind,
+        /// Milliseconds.
+        within: u64,
+    },
+    /// Give a running container the limits of its present spec; answered by [`crate::Event::Resized`].
+    Resize(ContainerRef),
+    /// Keep this where the next agent finds it and a reboot forgets it; costs no write to flash.
+    Note {
+        /// Which container.
+        container: ContainerRef,
+        /// What.
+        probed: Probed,
+    },
+    /// An object that the Pod's mounted files are made from has changed: bring them up to date.
+    RefreshVolumes(Uid),
+    /// Remove the files of a PersistentVolume; answered by [`crate::Event::VolumeDropped`].
+    DropVolume(String),
     /// Kill what is left of the Pod and remove everything that was made for it.
     Remove(Uid),
     /// Something came that was not believed; log it once a kind.

@@ -63,6 +63,37 @@ pub enum Event {
         /// How.
         exit: Exit,
     },
+    /// A probe was tried once.
+    Probed {
+        /// Which container.
+        container: ContainerRef,
+        /// Which of its probes.
+        kind: ProbeKind,
+        /// What came of it.
+        outcome: ProbeOutcome,
+    },
+    /// A lifecycle hook has ended; the error is what a kubelet would say in its event.
+    HookDone {
+        /// Which container.
+        container: ContainerRef,
+        /// Which of its hooks.
+        kind: HookKind,
+        /// How.
+        result: Result<(), String>,
+    },
+    /// The container's limits are those asked for, or cannot be.
+    Resized {
+        /// Which container.
+        container: ContainerRef,
+        /// How; the error is the kernel's word.
+        result: Result<(), String>,
+    },
+    /// The node is short of something, or no longer is; told when it changes, and again while something is short.
+    Pressure(Pressure),
+    /// The Pod has used more of the node's disk than it may; the message says what and how much.
+    OverLimit(Uid, String),
+    /// The files of a PersistentVolume that nobody desires any more are gone.
+    VolumeDropped(String),
     /// Everything that was made for the Pod is gone.
     Removed(Uid),
     /// It is not.
@@ -71,6 +102,60 @@ pub enum Event {
     ShimLost(Uid),
     /// The deadline given by [`crate::Core::next_deadline`] has come.
     Tick,
+}
+
+/// Which probe of a container.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[allow(missing_docs, reason = "Kubernetes' own names")]
+pub enum ProbeKind {
+    Startup,
+    Liveness,
+    Readiness,
+}
+
+/// What came of one try of a probe.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ProbeOutcome {
+    /// It succeeded.
+    Success,
+    /// It failed, or took longer than its timeout; the message is what a kubelet would say.
+    Failure(String),
+    /// It could not be tried; says nothing about the container.
+    Unknown(String),
+}
+
+/// Which lifecycle hook of a container.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[allow(missing_docs, reason = "Kubernetes' own names")]
+pub enum HookKind {
+    PostStart,
+    PreStop,
+}
+
+/// What the node is short of, and what each Pod uses of it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Pressure {
+    /// `MemoryPressure`: with the message of the condition.
+    pub memory: Option<String>,
+    /// `DiskPressure`.
+    pub disk: Option<String>,
+    /// `PIDPressure`.
+    pub pids: Option<String>,
+    /// Use per Pod; only of what is short.
+    pub usage: Vec<Usage>,
+}
+
+/// What one Pod uses.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Usage {
+    /// Which Pod.
+    pub pod: Uid,
+    /// Bytes of memory: the working set.
+    pub memory: u64,
+    /// Bytes of disk: writable layers and emptyDirs.
+    pub disk: u64,
+    /// Processes.
+    pub pids: u64,
 }
 
 /// Why an image is not there.
@@ -99,7 +184,7 @@ pub enum StartError {
 }
 
 /// How a process ended.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Exit {
     /// 128 + signal where a signal ended it.
     pub exit_code: i32,
@@ -111,6 +196,8 @@ pub struct Exit {
     pub started_at: i64,
     /// Seconds since 1970.
     pub finished_at: i64,
+    /// The container's own word about its end: `terminationMessagePath`.
+    pub message: String,
 }
 
 /// A Pod whose shim was found running.
@@ -139,8 +226,19 @@ pub struct ObservedContainer {
     pub image_id: String,
     /// The digest of the spec it was started from, by [`crate::Core::spec_digest`]; `None` where it is not known.
     pub spec_digest: Option<u64>,
+    /// What was known of its probes; see [`crate::Effect::Note`].
+    pub probed: Probed,
     /// Where it is.
     pub phase: ObservedPhase,
+}
+
+/// What a restart of the agent must not forget of a container's probes: nothing healthy becomes unready by it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Probed {
+    /// Its startup probe has succeeded, and its postStart hook has ended.
+    pub started: bool,
+    /// Its readiness probe stands at success.
+    pub ready: bool,
 }
 
 /// Where an observed container is.

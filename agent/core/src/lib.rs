@@ -23,6 +23,9 @@ mod state;
 mod status;
 
 pub use effect::{ContainerRef, Effect, Refusal, Urgency};
-pub use event::{Event, Exit, ImageError, ObservedContainer, ObservedPhase, ObservedPod, StartError};
+pub use event::{
+    Event, Exit, HookKind, ImageError, ObservedContainer, ObservedPhase, ObservedPod, Pressure, ProbeKind,
+    ProbeOutcome, Probed, StartError, Usage,
+};
 pub use machine::{Config, Core, Counters, Now};
 pub use record::{ContainerRecord, Record, Recovered};

@@ -171,6 +171,13 @@ impl Core {
             } => self.started(now, &container, container_id),
             Event::StartFailed { container, error } => self.start_failed(now, &container, error),
             Event::Exited { container, exit } => self.exited(now, &container, &exit),
+            // No effect asks for these yet.
+            Event::Probed { .. }
+            | Event::HookDone { .. }
+            | Event::Resized { .. }
+            | Event::Pressure(_)
+            | Event::OverLimit(..)
+            | Event::VolumeDropped(_) => {}
             Event::Removed(uid) => self.removed(now, uid),
             Event::RemoveFailed(uid, message) => self.remove_failed(now, uid, message),
             Event::ShimLost(uid) => self.shim_lost(now, uid),

@@ -19,6 +19,9 @@ pub(crate) fn of(pod: &PodState) -> PodStatus {
             .unwrap_or_default(),
         start_time: Some(pod.accepted_at),
         ready_since: pod.ready_since,
+        initialized_since: Some(pod.accepted_at),
+        init_containers: Vec::new(),
+        resize: None,
         containers: pod.containers.iter().map(container).collect(),
         gone: pod.removal == Step::Done,
     }
@@ -115,6 +118,8 @@ fn container(from: &ContainerState) -> ContainerStatus {
     ContainerStatus {
         name: from.name.clone(),
         ready: matches!(state, Shown::Running { .. }),
+        started: matches!(state, Shown::Running { .. }),
+        resources: None,
         state,
         last,
         restart_count: from.restart_count,

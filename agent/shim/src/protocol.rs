@@ -9,7 +9,7 @@
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
-use skiff_sys::{ContainerConfig, KernelError, RunError, SandboxConfig, Started};
+use skiff_sys::{ContainerConfig, ExecConfig, KernelError, Limits, RunError, SandboxConfig, Started};
 
 /// Version of the frames of this build.
 pub const VERSION: u8 = 1;
@@ -61,6 +61,41 @@ pub enum RequestBody {
     State,
     /// Kills all, destroys the sandbox and ends the shim after the reply.
     Shutdown,
+    /// Runs a command in a running container and waits for its end.
+    Exec(ExecRequest),
+    /// Gives a running container other limits.
+    Update {
+        /// The container.
+        container: String,
+        /// All of its limits.
+        limits: Limits,
+    },
+}
+
+/// A command in a running container, for a probe or a hook. At its end, and at its timeout, everything that it started is
+/// killed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ExecRequest {
+    /// The container.
+    pub container: String,
+    /// The command.
+    pub config: ExecConfig,
+    /// Milliseconds until it is killed.
+    pub timeout_ms: u64,
+    /// Bytes of its output, both streams together, that the answer carries; the first ones. At most [`MAX_EXEC_OUTPUT`].
+    pub output: u32,
+}
+
+/// Most bytes of output that an answer carries: what a kubelet keeps of a probe's.
+pub const MAX_EXEC_OUTPUT: u32 = 10 * 1024;
+
+/// How a command in a container ended.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Executed {
+    /// What it exited with; 128 + signal when a signal killed it; `None` when it was killed at its timeout.
+    pub exit_code: Option<i32>,
+    /// The beginning of its output.
+    pub output: Vec<u8>,
 }
 
 /// A container to run, with where its output goes.
@@ -120,12 +155,14 @@ pub struct Reply {
     reason = "there is one of it at a time, and it is encoded at once"
 )]
 pub enum ReplyBody {
-    /// `MakeSandbox`, `Signal`, `KillAll`, `Delete`, `Shutdown`.
+    /// `MakeSandbox`, `Signal`, `KillAll`, `Delete`, `Shutdown`, `Update`.
     Done,
     /// `Run`.
     Started(Started),
     /// `State`.
     State(State),
+    /// `Exec`.
+    Executed(Executed),
 }
 
 /// Why a request failed.

@@ -40,6 +40,9 @@ impl Server {
             RequestBody::Delete { container } => self.delete(asker, container),
             RequestBody::State => Ok(Some(ReplyBody::State(self.state()))),
             RequestBody::Shutdown => self.shut_down(asker),
+            RequestBody::Exec(_) | RequestBody::Update { .. } => {
+                Err(ShimError::Kernel("this shim cannot do that yet".to_owned()))
+            }
         }
     }
 

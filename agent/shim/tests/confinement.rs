@@ -193,6 +193,7 @@ fn mounts_are_as_asked_and_stay_inside() {
         kind: MountKind::Bind,
         options: vec![],
         read_only,
+        ..Default::default()
     };
     let script = "cat /data/file /etc/hosts; echo x > /data/new; echo x > /data/sub/new; echo x > /ro/file; \
                   echo x > /small/file; cat /dev/zero > /small/big 2>/dev/null; wc -c < /small/big; grep ' / ' /proc/self/mountinfo | wc -l";
@@ -208,6 +209,7 @@ fn mounts_are_as_asked_and_stay_inside() {
             kind: MountKind::Tmpfs,
             options: vec!["size=64k".into()],
             read_only: false,
+            ..Default::default()
         },
     ];
     let (_, text) = pod.output(config);
@@ -255,6 +257,7 @@ fn limits_are_in_the_kernel() {
         cpu_period_us: Some(50_000),
         cpu_shares: Some(512),
         pids: Some(16),
+        ..Default::default()
     };
     config.rlimits = vec![Rlimit {
         kind: "RLIMIT_NOFILE".into(),

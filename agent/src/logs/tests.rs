@@ -80,6 +80,7 @@ fn status(state: ContainerState, restart_count: u32) -> ContainerStatus {
         restart_count,
         image_id: String::new(),
         container_id: String::new(),
+        ..Default::default()
     }
 }
 

@@ -60,6 +60,7 @@ fn container_of(command: Vec<String>, args: Vec<String>) -> Container {
         resources: Default::default(),
         mounts: Vec::new(),
         security: Default::default(),
+        ..Default::default()
     }
 }
 
@@ -73,6 +74,7 @@ fn huge_quantities_saturate() {
             memory_limit: memory,
             cpu_request: cpu,
             memory_request: memory,
+            ..Default::default()
         };
         spec
     };
@@ -132,6 +134,7 @@ fn pod_of(containers: Vec<Container>) -> PodSpec {
         security: Default::default(),
         containers,
         volumes: Vec::new(),
+        ..Default::default()
     }
 }
 

@@ -88,6 +88,7 @@ pub(super) fn observe(uid: Uid, dir: &Path, state: &protocol::State) -> Observed
                 .filter(|it| it.format == NOTE_FORMAT)
                 .map(|it| it.spec_digest),
             phase,
+            probed: Default::default(),
         })
     });
     ObservedPod {
@@ -105,5 +106,6 @@ pub(super) fn exit_of(exit: &protocol::Exit) -> Exit {
         oom_killed: exit.oom_killed,
         started_at: exit.started_at.unix_ns / 1_000_000_000,
         finished_at: exit.finished_at.unix_ns / 1_000_000_000,
+        ..Default::default()
     }
 }

@@ -39,6 +39,7 @@ fn v2_limits_are_written_in_its_own_units() {
         cpu_period_us: None,
         cpu_shares: Some(1024),
         pids: Some(7),
+        ..Default::default()
     };
     cgroups.ensure_parent("skiff", &Limits::default()).unwrap();
     cgroups

@@ -41,7 +41,7 @@ pub struct NetworkConfig {
 }
 
 /// Limits of one cgroup. `None` leaves the kernel's default, which is no limit.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Limits {
     /// `memory.max` / `memory.limit_in_bytes`, bytes.
     pub memory_bytes: Option<u64>,
@@ -53,10 +53,37 @@ pub struct Limits {
     pub cpu_shares: Option<u64>,
     /// `pids.max`.
     pub pids: Option<u64>,
+    /// `memory.min`, bytes; v2 only.
+    pub memory_min: Option<u64>,
+    /// `memory.low`, bytes; v2 only.
+    pub memory_low: Option<u64>,
+    /// `memory.high`, bytes; v2 only.
+    pub memory_high: Option<u64>,
+    /// `memory.oom.group`: one process out of memory ends them all; v2 only.
+    pub oom_group: bool,
+    /// `hugetlb.<size>.max`: size of a page and bytes; a size that is not listed is left as it is.
+    pub hugepages: Vec<(u64, u64)>,
+    /// `io.max`; on v1 the throttle files.
+    pub io: Vec<IoLimit>,
+}
+
+/// Bounds of a block device's use. `None` is no bound.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct IoLimit {
+    /// The device's numbers: major and minor.
+    pub device: (u32, u32),
+    /// Bytes read a second.
+    pub read_bytes: Option<u64>,
+    /// Bytes written a second.
+    pub write_bytes: Option<u64>,
+    /// Reads a second.
+    pub reads: Option<u64>,
+    /// Writes a second.
+    pub writes: Option<u64>,
 }
 
 /// Where the Pod's cgroup is: `<parent>/<pod>`, with one child per container.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PodCgroup {
     /// A cgroup of ours directly under the root, for instance `skiff`.
     pub parent: String,
@@ -75,7 +102,7 @@ impl PodCgroup {
 }
 
 /// A Pod's namespaces, network and cgroup.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SandboxConfig {
     /// `metadata.uid`; it appears in errors only.
     pub pod_uid: String,
@@ -91,6 +118,25 @@ pub struct SandboxConfig {
     pub cgroup: PodCgroup,
     /// Size of the Pod's shared `/dev/shm`, bytes.
     pub shm_bytes: u64,
+    /// `spec.hostIPC`: no IPC namespace of its own.
+    pub host_ipc: bool,
+    /// `spec.hostPID`: no PID namespaces of its own.
+    pub host_pid: bool,
+    /// `spec.shareProcessNamespace`: one PID namespace for all containers, whose first process is ours.
+    pub share_pid: bool,
+    /// `spec.hostUsers: false`: ids from 0 on are these of the host.
+    pub users: Option<IdRange>,
+    /// `spec.securityContext.sysctls`: name with dots, and value; written in the Pod's namespaces.
+    pub sysctls: Vec<(String, String)>,
+}
+
+/// Ids of the host that a user namespace maps its own to, from 0 on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct IdRange {
+    /// The host's id of 0.
+    pub first: u32,
+    /// How many.
+    pub count: u32,
 }
 
 impl SandboxConfig {
@@ -99,10 +145,13 @@ impl SandboxConfig {
     pub fn namespaces(&self) -> Namespaces {
         Namespaces {
             net: (!self.host_network).then(|| self.ns_dir.join("net")),
-            ipc: Some(self.ns_dir.join("ipc")),
-            uts: Some(self.ns_dir.join("uts")),
-            shm: Some(self.ns_dir.join("shm")),
-            host_pid: false,
+            ipc: (!self.host_ipc).then(|| self.ns_dir.join("ipc")),
+            // As a kubelet has it: who shares the host's network has the host's name.
+            uts: (!self.host_network).then(|| self.ns_dir.join("uts")),
+            shm: (!self.host_ipc).then(|| self.ns_dir.join("shm")),
+            host_pid: self.host_pid,
+            pid: self.share_pid.then(|| self.ns_dir.join("pid")),
+            user: self.users.map(|range| (self.ns_dir.join("user"), range)),
         }
     }
 }
@@ -120,10 +169,14 @@ pub struct Namespaces {
     pub shm: Option<PathBuf>,
     /// `spec.hostPID`: no PID namespace of its own.
     pub host_pid: bool,
+    /// Pinned PID namespace that the Pod's containers share.
+    pub pid: Option<PathBuf>,
+    /// Pinned user namespace, and what it maps to.
+    pub user: Option<(PathBuf, IdRange)>,
 }
 
 /// The container's root filesystem.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Overlay {
     /// Image layers from the bottom (first unpacked) to the top. At least one.
     pub lower: Vec<PathBuf>,
@@ -147,16 +200,17 @@ pub struct User {
 }
 
 /// What is mounted.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum MountKind {
     /// A file or directory of the host, recursively.
+    #[default]
     Bind,
     /// A new tmpfs; `source` is ignored.
     Tmpfs,
 }
 
 /// One mount besides the default ones. A mount on a default one's destination replaces it.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Mount {
     /// Host path of a bind mount.
     pub source: PathBuf,
@@ -168,16 +222,79 @@ pub struct Mount {
     pub options: Vec<String>,
     /// Adds `ro`.
     pub read_only: bool,
+    /// Read-only also in the mounts below it (`recursiveReadOnly`).
+    pub recursive_read_only: RecursiveReadOnly,
+    /// A part of `source` that is looked up when it is mounted, without leaving `source` by any link; made as a directory
+    /// where it is missing.
+    pub sub_path: Option<PathBuf>,
+    /// Whether mounts made later on one side appear on the other.
+    pub propagation: Propagation,
+}
+
+/// `recursiveReadOnly` of a mount.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum RecursiveReadOnly {
+    /// Mounts below keep their own mode.
+    #[default]
+    Disabled,
+    /// Where the kernel can.
+    IfPossible,
+    /// The container does not start without it.
+    Enabled,
+}
+
+/// `mountPropagation`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Propagation {
+    /// Neither side sees the other's later mounts.
+    #[default]
+    Private,
+    /// The container sees the host's (`rslave`).
+    HostToContainer,
+    /// Both see each other's (`rshared`).
+    Bidirectional,
+}
+
+/// A device node in a container, with leave to use it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Device {
+    /// Where it stands in the container.
+    pub path: PathBuf,
+    /// The node of the host that it is a copy of; read when the container is made.
+    pub host_path: PathBuf,
+    /// Of `r`, `w` and `m`, as in the devices cgroup.
+    pub access: String,
+    /// Mode of the node; `None` takes that of the host's.
+    pub mode: Option<u32>,
+    /// Owner of the node; `None` takes the container's user.
+    pub owner: Option<(u32, u32)>,
+}
+
+/// A command of the host that is run while a container is made, as in the OCI runtime specification.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Hook {
+    /// `createRuntime`, `createContainer`, `startContainer`, `poststart`, `poststop`.
+    pub stage: String,
+    /// Absolute path.
+    pub path: PathBuf,
+    /// Arguments, the name first.
+    pub args: Vec<String>,
+    /// Environment.
+    pub env: Vec<String>,
+    /// Seconds.
+    pub timeout: Option<u32>,
 }
 
 /// `securityContext.seccompProfile.type`.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Seccomp {
     /// The default filter, fitted to the container's capabilities.
     #[default]
     RuntimeDefault,
     /// No filter.
     Unconfined,
+    /// The profile in this file of the host, as Docker and containerd write them (JSON).
+    Profile(PathBuf),
 }
 
 /// A resource limit of `setrlimit(2)`.
@@ -192,7 +309,7 @@ pub struct Rlimit {
 }
 
 /// One container. Identifiers and paths are the caller's; none are made up here.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ContainerConfig {
     /// Unique under `state_root`; `[A-Za-z0-9_.+-]`.
     pub id: String,
@@ -232,6 +349,26 @@ pub struct ContainerConfig {
     pub rlimits: Vec<Rlimit>,
     /// `oom_score_adj` of the container; lowered as far as the kernel lets us.
     pub oom_score_adj: Option<i32>,
+    /// AppArmor profile; `None` leaves it to the kernel.
+    pub apparmor: Option<String>,
+    /// `procMount: Unmasked`: nothing of `/proc` is hidden or read-only.
+    pub unmasked_proc: bool,
+    /// Device nodes besides the default ones.
+    pub devices: Vec<Device>,
+    /// Commands of CDI specifications.
+    pub hooks: Vec<Hook>,
+    /// A terminal of its own as its standard streams.
+    pub tty: bool,
+    /// Its standard input stays open for whoever attaches; else it reads from nothing.
+    pub stdin: bool,
+}
+
+/// A command that is run in a running container: with the container's user, groups, environment, directory, capabilities,
+/// filter, limits and cgroup.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ExecConfig {
+    /// Command and arguments; at least one.
+    pub args: Vec<String>,
 }
 
 /// What a container may do unless its Pod says otherwise: the set that containerd, CRI-O and Docker agree on.

@@ -21,6 +21,7 @@ pub mod seccomp;
 pub use error::{KernelError, Result};
 
 pub use config::{
-    ContainerConfig, IpNet, Limits, Mount, MountKind, Namespaces, NetworkConfig, Overlay, PodCgroup, Rlimit,
-    RunError, SandboxConfig, Seccomp, Started, User, default_capabilities,
+    ContainerConfig, Device, ExecConfig, Hook, IdRange, IoLimit, IpNet, Limits, Mount, MountKind, Namespaces,
+    NetworkConfig, Overlay, PodCgroup, Propagation, RecursiveReadOnly, Rlimit, RunError, SandboxConfig,
+    Seccomp, Started, User, default_capabilities,
 };

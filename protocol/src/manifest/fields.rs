@@ -131,7 +131,7 @@ static CONTAINER: [Field; 26] = [
     yes("envFrom", List(&Object(&ENV_FROM))),
     yes("ports", List(&Object(&PORT))),
     yes("resources", Object(&RESOURCES)),
-    later("resizePolicy", List(&Any), &[]),
+    later("resizePolicy", List(&Object(&RESIZE_POLICY)), &[]),
     refused("restartPolicy", Str, &[]),
     refused("restartPolicyRules", List(&Any), &[]),
     yes("volumeMounts", List(&Object(&VOLUME_MOUNT))),
@@ -140,7 +140,7 @@ static CONTAINER: [Field; 26] = [
     later("livenessProbe", Object(&PROBE), &[]),
     later("readinessProbe", Object(&PROBE), &[]),
     later("startupProbe", Object(&PROBE), &[]),
-    later("lifecycle", Any, &[]),
+    later("lifecycle", Object(&LIFECYCLE), &[]),
     later("terminationMessagePath", Str, &["\"/dev/termination-log\""]),
     later("terminationMessagePolicy", Str, &["\"File\""]),
     later("stdin", Bool, &[]),
@@ -157,7 +157,7 @@ static ENV: [Field; 3] = [
 
 static ENV_SOURCE: [Field; 5] = [
     yes("fieldRef", Object(&FIELD_REF)),
-    refused("resourceFieldRef", Any, &[]),
+    refused("resourceFieldRef", Object(&RESOURCE_FIELD), &[]),
     yes("configMapKeyRef", Object(&KEY_REF)),
     yes("secretKeyRef", Object(&KEY_REF)),
     refused("fileKeyRef", Any, &[]),
@@ -213,7 +213,7 @@ static SECURITY: [Field; 12] = [
     yes("seccompProfile", Object(&SECCOMP)),
     refused("procMount", Str, &["\"Default\""]),
     later("seLinuxOptions", Any, &[]),
-    later("appArmorProfile", Any, &[]),
+    later("appArmorProfile", Object(&APP_ARMOR), &[]),
     refused("windowsOptions", Any, &[]),
 ];
 
@@ -230,18 +230,22 @@ static POD_SECURITY: [Field; 13] = [
     later("fsGroup", Int, &[]),
     later("fsGroupChangePolicy", Str, &["\"Always\""]),
     yes("seccompProfile", Object(&SECCOMP)),
-    refused("sysctls", List(&Any), &[]),
+    refused("sysctls", List(&Object(&SYSCTL)), &[]),
     later("seLinuxOptions", Any, &[]),
     later("seLinuxChangePolicy", Str, &[]),
-    later("appArmorProfile", Any, &[]),
+    later("appArmorProfile", Object(&APP_ARMOR), &[]),
     refused("windowsOptions", Any, &[]),
 ];
 
+static SYSCTL: [Field; 2] = [yes("name", Str), yes("value", Str)];
+
+static APP_ARMOR: [Field; 2] = [yes("type", Str), yes("localhostProfile", Str)];
+
 static PROBE: [Field; 10] = [
-    yes("exec", Any),
+    yes("exec", Object(&EXEC)),
     yes("httpGet", Object(&HTTP_GET)),
-    yes("tcpSocket", Any),
-    yes("grpc", Any),
+    yes("tcpSocket", Object(&TCP_SOCKET)),
+    yes("grpc", Object(&GRPC)),
     yes("initialDelaySeconds", Int),
     yes("timeoutSeconds", Int),
     yes("periodSeconds", Int),
@@ -255,15 +259,48 @@ static HTTP_GET: [Field; 6] = [
     yes("port", IntOrString),
     yes("host", Str),
     yes("scheme", Str),
-    yes("httpHeaders", List(&Any)),
+    yes("httpHeaders", List(&Object(&HTTP_HEADER))),
     yes("protocol", Str),
+];
+
+static HTTP_HEADER: [Field; 2] = [yes("name", Str), yes("value", Str)];
+
+static EXEC: [Field; 1] = [yes("command", List(&Str))];
+
+static TCP_SOCKET: [Field; 2] = [yes("port", IntOrString), yes("host", Str)];
+
+static GRPC: [Field; 2] = [yes("port", Int), yes("service", Str)];
+
+static SLEEP: [Field; 1] = [yes("seconds", Int)];
+
+static LIFECYCLE: [Field; 3] = [
+    yes("postStart", Object(&HOOK)),
+    yes("preStop", Object(&HOOK)),
+    yes("stopSignal", Str),
+];
+
+static HOOK: [Field; 4] = [
+    yes("exec", Object(&EXEC)),
+    yes("httpGet", Object(&HTTP_GET)),
+    yes("tcpSocket", Object(&TCP_SOCKET)),
+    yes("sleep", Object(&SLEEP)),
+];
+
+static RESIZE_POLICY: [Field; 2] = [yes("resourceName", Str), yes("restartPolicy", Str)];
+
+static RESOURCE_FIELD: [Field; 3] = [
+    yes("containerName", Str),
+    yes("resource", Str),
+    yes("divisor", Quantity),
 ];
 
 static DNS_CONFIG: [Field; 3] = [
     yes("nameservers", List(&Str)),
     yes("searches", List(&Str)),
-    yes("options", List(&Any)),
+    yes("options", List(&Object(&DNS_OPTION))),
 ];
+
+static DNS_OPTION: [Field; 2] = [yes("name", Str), yes("value", Str)];
 
 static HOST_ALIAS: [Field; 2] = [yes("ip", Str), yes("hostnames", List(&Str))];
 
@@ -280,11 +317,11 @@ static VOLUME: [Field; 31] = [
     yes("emptyDir", Object(&EMPTY_DIR)),
     yes("configMap", Object(&CONFIG_MAP_VOLUME)),
     yes("secret", Object(&SECRET_VOLUME)),
-    refused("hostPath", Any, &[]),
-    refused("projected", Any, &[]),
-    refused("downwardAPI", Any, &[]),
-    refused("image", Any, &[]),
-    refused("persistentVolumeClaim", Any, &[]),
+    refused("hostPath", Object(&HOST_PATH), &[]),
+    refused("projected", Object(&PROJECTED), &[]),
+    refused("downwardAPI", Object(&DOWNWARD), &[]),
+    refused("image", Object(&IMAGE_VOLUME), &[]),
+    refused("persistentVolumeClaim", Object(&CLAIM), &[]),
     refused("ephemeral", Any, &[]),
     refused("csi", Any, &[]),
     refused("nfs", Any, &[]),
@@ -337,3 +374,47 @@ static KEY_TO_PATH: [Field; 4] = [
     yes("mode", Int),
     later("user", Int, &[]),
 ];
+
+static HOST_PATH: [Field; 2] = [yes("path", Str), yes("type", Str)];
+
+static PROJECTED: [Field; 3] = [
+    yes("sources", List(&Object(&PROJECTION))),
+    yes("defaultMode", Int),
+    later("defaultUser", Int, &[]),
+];
+
+static PROJECTION: [Field; 6] = [
+    yes("configMap", Object(&PROJECTED_CONFIG)),
+    yes("secret", Object(&PROJECTED_CONFIG)),
+    yes("downwardAPI", Object(&PROJECTED_DOWNWARD)),
+    // There are no tokens: the fleet's API knows people and nodes, not Pods.
+    refused("serviceAccountToken", Any, &[]),
+    refused("clusterTrustBundle", Any, &[]),
+    refused("podCertificate", Any, &[]),
+];
+
+static PROJECTED_CONFIG: [Field; 3] = [
+    yes("name", Str),
+    yes("items", List(&Object(&KEY_TO_PATH))),
+    yes("optional", Bool),
+];
+
+static PROJECTED_DOWNWARD: [Field; 1] = [yes("items", List(&Object(&DOWNWARD_ITEM)))];
+
+static DOWNWARD: [Field; 3] = [
+    yes("items", List(&Object(&DOWNWARD_ITEM))),
+    yes("defaultMode", Int),
+    later("defaultUser", Int, &[]),
+];
+
+static DOWNWARD_ITEM: [Field; 5] = [
+    yes("path", Str),
+    yes("fieldRef", Object(&FIELD_REF)),
+    yes("resourceFieldRef", Object(&RESOURCE_FIELD)),
+    yes("mode", Int),
+    later("user", Int, &[]),
+];
+
+static IMAGE_VOLUME: [Field; 2] = [yes("reference", Str), yes("pullPolicy", Str)];
+
+static CLAIM: [Field; 2] = [yes("claimName", Str), yes("readOnly", Bool)];

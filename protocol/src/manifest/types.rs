@@ -32,6 +32,22 @@ impl<'de> Deserialize<'de> for WrittenQuantity {
     }
 }
 
+/// A number, or a name: a port.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(untagged)]
+pub enum IntOrString {
+    /// A number.
+    Int(i64),
+    /// A name, or a number in quotes.
+    Text(String),
+}
+
+impl Default for IntOrString {
+    fn default() -> Self {
+        Self::Int(0)
+    }
+}
+
 manifest! {
     /// `metadata` of any object.
     ObjectMeta {
@@ -60,8 +76,32 @@ manifest! {
         node_selector: BTreeMap<String, String>,
         node_name: String,
         hostname: String,
+        subdomain: String,
+        #[serde(rename = "setHostnameAsFQDN")]
+        set_hostname_as_fqdn: bool,
+        host_aliases: Vec<HostAlias>,
+        dns_policy: Option<String>,
+        dns_config: PodDnsConfig,
+        active_deadline_seconds: Option<i64>,
+        host_network: bool,
+        #[serde(rename = "hostPID")]
+        host_pid: bool,
+        #[serde(rename = "hostIPC")]
+        host_ipc: bool,
+        host_users: Option<bool>,
+        share_process_namespace: bool,
+        service_account_name: String,
+        service_account: String,
+        resources: ResourceRequirements,
         security_context: PodSecurityContext,
+        init_containers: Vec<Container>,
     }
+    /// `spec.hostAliases[]`.
+    HostAlias { ip: String, hostnames: Vec<String>, }
+    /// `spec.dnsConfig`.
+    PodDnsConfig { nameservers: Vec<String>, searches: Vec<String>, options: Vec<DnsOption>, }
+    /// `spec.dnsConfig.options[]`.
+    DnsOption { name: String, value: Option<String>, }
     /// `spec.containers[]`.
     Container {
         name: String,
@@ -76,6 +116,59 @@ manifest! {
         resources: ResourceRequirements,
         volume_mounts: Vec<VolumeMount>,
         security_context: SecurityContext,
+        restart_policy: Option<String>,
+        resize_policy: Vec<ContainerResizePolicy>,
+        liveness_probe: Option<Probe>,
+        readiness_probe: Option<Probe>,
+        startup_probe: Option<Probe>,
+        lifecycle: Option<Lifecycle>,
+        termination_message_path: Option<String>,
+        termination_message_policy: Option<String>,
+        stdin: bool,
+        stdin_once: bool,
+        tty: bool,
+    }
+    /// `resizePolicy[]`.
+    ContainerResizePolicy { resource_name: String, restart_policy: String, }
+    /// `livenessProbe` and its siblings.
+    Probe {
+        exec: Option<ExecAction>,
+        http_get: Option<HttpGetAction>,
+        tcp_socket: Option<TcpSocketAction>,
+        grpc: Option<GrpcAction>,
+        initial_delay_seconds: Option<i64>,
+        timeout_seconds: Option<i64>,
+        period_seconds: Option<i64>,
+        success_threshold: Option<i64>,
+        failure_threshold: Option<i64>,
+        termination_grace_period_seconds: Option<i64>,
+    }
+    /// `exec`.
+    ExecAction { command: Vec<String>, }
+    /// `httpGet`.
+    HttpGetAction {
+        path: String,
+        port: IntOrString,
+        host: String,
+        scheme: Option<String>,
+        http_headers: Vec<HttpHeader>,
+    }
+    /// `httpHeaders[]`.
+    HttpHeader { name: String, value: String, }
+    /// `tcpSocket`.
+    TcpSocketAction { port: IntOrString, host: String, }
+    /// `grpc`.
+    GrpcAction { port: i64, service: Option<String>, }
+    /// `sleep`.
+    SleepAction { seconds: i64, }
+    /// `lifecycle`.
+    Lifecycle { post_start: Option<LifecycleHandler>, pre_stop: Option<LifecycleHandler>, stop_signal: Option<String>, }
+    /// `lifecycle.postStart` and `lifecycle.preStop`.
+    LifecycleHandler {
+        exec: Option<ExecAction>,
+        http_get: Option<HttpGetAction>,
+        tcp_socket: Option<TcpSocketAction>,
+        sleep: Option<SleepAction>,
     }
     /// `env[]`.
     EnvVar { name: String, value: Option<String>, value_from: Option<EnvVarSource>, }
@@ -84,7 +177,10 @@ manifest! {
         field_ref: Option<ObjectFieldSelector>,
         config_map_key_ref: Option<KeySelector>,
         secret_key_ref: Option<KeySelector>,
+        resource_field_ref: Option<ResourceFieldSelector>,
     }
+    /// `resourceFieldRef`.
+    ResourceFieldSelector { container_name: String, resource: String, divisor: Option<WrittenQuantity>, }
     /// `fieldRef`.
     ObjectFieldSelector { api_version: String, field_path: String, }
     /// `configMapKeyRef` and `secretKeyRef`.
@@ -108,7 +204,15 @@ manifest! {
         requests: BTreeMap<String, WrittenQuantity>,
     }
     /// `volumeMounts[]`.
-    VolumeMount { name: String, mount_path: String, read_only: bool, }
+    VolumeMount {
+        name: String,
+        mount_path: String,
+        read_only: bool,
+        recursive_read_only: Option<String>,
+        mount_propagation: Option<String>,
+        sub_path: String,
+        sub_path_expr: String,
+    }
     /// `spec.containers[].securityContext`.
     SecurityContext {
         run_as_user: Option<i64>,
@@ -118,6 +222,9 @@ manifest! {
         allow_privilege_escalation: Option<bool>,
         capabilities: Capabilities,
         seccomp_profile: Option<SeccompProfile>,
+        app_armor_profile: Option<AppArmorProfile>,
+        privileged: bool,
+        proc_mount: Option<String>,
     }
     /// `capabilities`.
     Capabilities { add: Vec<String>, drop: Vec<String>, }
@@ -125,6 +232,13 @@ manifest! {
     SeccompProfile {
         #[serde(rename = "type")]
         kind: String,
+        localhost_profile: Option<String>,
+    }
+    /// `appArmorProfile`.
+    AppArmorProfile {
+        #[serde(rename = "type")]
+        kind: String,
+        localhost_profile: Option<String>,
     }
     /// `spec.securityContext`.
     PodSecurityContext {
@@ -132,15 +246,60 @@ manifest! {
         run_as_group: Option<i64>,
         run_as_non_root: Option<bool>,
         supplemental_groups: Vec<i64>,
+        supplemental_groups_policy: Option<String>,
+        fs_group: Option<i64>,
+        fs_group_change_policy: Option<String>,
+        sysctls: Vec<Sysctl>,
         seccomp_profile: Option<SeccompProfile>,
+        app_armor_profile: Option<AppArmorProfile>,
     }
+    /// `sysctls[]`.
+    Sysctl { name: String, value: String, }
     /// `spec.volumes[]`.
     Volume {
         name: String,
         empty_dir: Option<EmptyDir>,
         config_map: Option<ConfigMapVolume>,
         secret: Option<SecretVolume>,
+        host_path: Option<HostPathVolume>,
+        projected: Option<ProjectedVolume>,
+        #[serde(rename = "downwardAPI")]
+        downward_api: Option<DownwardVolume>,
+        image: Option<ImageVolume>,
+        persistent_volume_claim: Option<ClaimVolume>,
     }
+    /// `hostPath`.
+    HostPathVolume {
+        path: String,
+        #[serde(rename = "type")]
+        kind: Option<String>,
+    }
+    /// `projected`.
+    ProjectedVolume { sources: Vec<ProjectedSource>, default_mode: Option<i64>, }
+    /// `projected.sources[]`.
+    ProjectedSource {
+        config_map: Option<ProjectedConfig>,
+        secret: Option<ProjectedConfig>,
+        #[serde(rename = "downwardAPI")]
+        downward_api: Option<ProjectedDownward>,
+    }
+    /// `projected.sources[].configMap` and `.secret`.
+    ProjectedConfig { name: String, items: Vec<KeyToPath>, optional: bool, }
+    /// `projected.sources[].downwardAPI`.
+    ProjectedDownward { items: Vec<DownwardItem>, }
+    /// `downwardAPI`.
+    DownwardVolume { items: Vec<DownwardItem>, default_mode: Option<i64>, }
+    /// `downwardAPI.items[]`.
+    DownwardItem {
+        path: String,
+        field_ref: Option<ObjectFieldSelector>,
+        resource_field_ref: Option<ResourceFieldSelector>,
+        mode: Option<i64>,
+    }
+    /// `image`.
+    ImageVolume { reference: String, pull_policy: Option<String>, }
+    /// `persistentVolumeClaim`.
+    ClaimVolume { claim_name: String, read_only: bool, }
     /// `emptyDir`.
     EmptyDir { medium: String, size_limit: Option<WrittenQuantity>, }
     /// `configMap` as a volume.

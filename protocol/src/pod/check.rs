@@ -10,52 +10,12 @@ use alloc::vec::Vec;
 use super::convert::default_hostname;
 use crate::limits;
 use crate::manifest::Cause;
-use crate::wire::spec::{Container, EnvValue, PodSpec, Port, Security, Volume, VolumeSource};
+use crate::wire::spec::{Container, EnvValue, PodSpec, Port};
 
-/// Linux's capabilities (capabilities(7)), without `CAP_`.
-pub(crate) const CAPABILITIES: [&str; 41] = [
-    "AUDIT_CONTROL",
-    "AUDIT_READ",
-    "AUDIT_WRITE",
-    "BLOCK_SUSPEND",
-    "BPF",
-    "CHECKPOINT_RESTORE",
-    "CHOWN",
-    "DAC_OVERRIDE",
-    "DAC_READ_SEARCH",
-    "FOWNER",
-    "FSETID",
-    "IPC_LOCK",
-    "IPC_OWNER",
-    "KILL",
-    "LEASE",
-    "LINUX_IMMUTABLE",
-    "MAC_ADMIN",
-    "MAC_OVERRIDE",
-    "MKNOD",
-    "NET_ADMIN",
-    "NET_BIND_SERVICE",
-    "NET_BROADCAST",
-    "NET_RAW",
-    "PERFMON",
-    "SETFCAP",
-    "SETGID",
-    "SETPCAP",
-    "SETUID",
-    "SYSLOG",
-    "SYS_ADMIN",
-    "SYS_BOOT",
-    "SYS_CHROOT",
-    "SYS_MODULE",
-    "SYS_NICE",
-    "SYS_PACCT",
-    "SYS_PTRACE",
-    "SYS_RAWIO",
-    "SYS_RESOURCE",
-    "SYS_TIME",
-    "SYS_TTY_CONFIG",
-    "WAKE_ALARM",
-];
+mod lifecycle;
+mod network;
+mod security;
+mod volume;
 
 const SUBDOMAIN: &str = "a lowercase RFC 1123 subdomain must consist of lower case alphanumeric characters, '-' or '.', \
      and must start and end with an alphanumeric character";
@@ -74,29 +34,57 @@ pub(super) fn check(pod: &PodSpec) -> Vec<Cause> {
             label_rule(&pod.hostname),
         ));
     }
-    let volumes = volumes(&pod.volumes, &mut out);
+    network::check(pod, &mut out);
+    security::pod(pod, &mut out);
+    let volumes = volume::volumes(pod, &mut out);
     if pod.containers.is_empty() {
         out.push(Cause::required(
             "spec.containers",
             "a Pod runs at least one container",
         ));
     }
-    if pod.containers.len() > limits::CONTAINERS {
+    if pod.containers.len() + pod.init_containers.len() > limits::CONTAINERS {
         out.push(Cause::too_long(
             "spec.containers",
             limits::CONTAINERS,
-            "containers",
+            "containers, init containers among them",
         ));
     }
     let mut names = BTreeSet::new();
     let mut host_ports = BTreeSet::new();
-    for (at, one) in pod.containers.iter().enumerate() {
-        let path = format!("spec.containers[{at}]");
-        name(&format!("{path}.name"), &one.name, &mut names, &mut out);
-        container(&path, one, &volumes, &mut out);
-        ports(&path, &one.ports, &mut host_ports, &mut out);
+    for (list, containers) in [
+        ("initContainers", &pod.init_containers),
+        ("containers", &pod.containers),
+    ] {
+        for (at, one) in containers.iter().enumerate() {
+            let path = format!("spec.{list}[{at}]");
+            name(&format!("{path}.name"), &one.name, &mut names, &mut out);
+            container(&path, one, pod, &volumes, &mut out);
+            lifecycle::check(&path, one, list == "initContainers", &mut out);
+            ports(&path, &one.ports, &mut host_ports, &mut out);
+        }
     }
+    pod_resources(pod, &mut out);
     out
+}
+
+/// What the Pod as a whole may have is not less than what its containers are promised.
+fn pod_resources(pod: &PodSpec, out: &mut Vec<Cause>) {
+    let sum = |of: fn(&Container) -> Option<u64>| -> u64 {
+        pod.containers.iter().filter_map(of).fold(0, u64::saturating_add)
+    };
+    let whole = &pod.resources;
+    let cpu = (whole.cpu_request, sum(|it| it.resources.cpu_request));
+    let memory = (whole.memory_request, sum(|it| it.resources.memory_request));
+    for (name, (given, needed)) in [("cpu", cpu), ("memory", memory)] {
+        if let Some(given) = given
+            && given < needed
+        {
+            let why = format!("must be greater than or equal to aggregate container requests of {needed}");
+            let field = format!("spec.resources.requests[{name}]");
+            out.push(Cause::invalid(field, given, why));
+        }
+    }
 }
 
 fn metadata(pod: &PodSpec, out: &mut Vec<Cause>) {
@@ -153,39 +141,8 @@ pub(super) fn labels(field: &str, labels: &BTreeMap<String, String>, out: &mut V
     }
 }
 
-fn volumes<'a>(volumes: &'a [Volume], out: &mut Vec<Cause>) -> BTreeSet<&'a str> {
-    if volumes.len() > limits::VOLUMES {
-        out.push(Cause::too_long("spec.volumes", limits::VOLUMES, "volumes"));
-    }
-    let mut names = BTreeSet::new();
-    for (at, volume) in volumes.iter().enumerate() {
-        let path = format!("spec.volumes[{at}]");
-        name(&format!("{path}.name"), &volume.name, &mut names, out);
-        let VolumeSource::Config {
-            secret, name, items, ..
-        } = &volume.source
-        else {
-            continue;
-        };
-        let (path, field) = if *secret {
-            (format!("{path}.secret"), "secretName")
-        } else {
-            (format!("{path}.configMap"), "name")
-        };
-        if name.is_empty() {
-            out.push(Cause::required(format!("{path}.{field}"), ""));
-        }
-        for (at, item) in items.iter().enumerate() {
-            if item.key.is_empty() {
-                out.push(Cause::required(format!("{path}.items[{at}].key"), ""));
-            }
-            relative(&format!("{path}.items[{at}].path"), &item.path, out);
-        }
-    }
-    names
-}
-
-fn relative(field: &str, path: &str, out: &mut Vec<Cause>) {
+/// A path inside a volume.
+pub(super) fn relative(field: &str, path: &str, out: &mut Vec<Cause>) {
     if path.is_empty() {
         out.push(Cause::required(field, ""));
     } else if path.starts_with('/') {
@@ -208,7 +165,7 @@ fn name<'a>(field: &str, value: &'a str, seen: &mut BTreeSet<&'a str>, out: &mut
     }
 }
 
-fn container(path: &str, one: &Container, volumes: &BTreeSet<&str>, out: &mut Vec<Cause>) {
+fn container(path: &str, one: &Container, pod: &PodSpec, volumes: &BTreeSet<&str>, out: &mut Vec<Cause>) {
     if one.image.is_empty() {
         out.push(Cause::required(format!("{path}.image"), ""));
     } else if one.image.trim() != one.image {
@@ -219,52 +176,7 @@ fn container(path: &str, one: &Container, volumes: &BTreeSet<&str>, out: &mut Ve
         ));
     }
     env(path, one, out);
-    if one.mounts.len() > limits::MOUNTS {
-        out.push(Cause::too_long(
-            format!("{path}.volumeMounts"),
-            limits::MOUNTS,
-            "mounts",
-        ));
-    }
-    let mut paths = BTreeSet::new();
-    for (at, mount) in one.mounts.iter().enumerate() {
-        let path = format!("{path}.volumeMounts[{at}]");
-        if mount.volume.is_empty() {
-            out.push(Cause::required(format!("{path}.name"), ""));
-        } else if !volumes.contains(mount.volume.as_str()) {
-            let cause = Cause::new(
-                format!("{path}.name"),
-                crate::manifest::Reason::Invalid,
-                format!(
-                    "Not found: {:?}: no volume of this name stands under spec.volumes",
-                    mount.volume
-                ),
-            );
-            out.push(cause);
-        }
-        if mount.path.is_empty() {
-            out.push(Cause::required(format!("{path}.mountPath"), ""));
-        } else if mount.path.contains(':') {
-            out.push(Cause::invalid(
-                format!("{path}.mountPath"),
-                &mount.path,
-                "must not contain ':'",
-            ));
-        } else if mount.path.split('/').any(|part| part == "..") {
-            out.push(Cause::invalid(
-                format!("{path}.mountPath"),
-                &mount.path,
-                "must not contain '..'",
-            ));
-        }
-        if !paths.insert(mount.path.trim_end_matches('/')) {
-            out.push(Cause::invalid(
-                format!("{path}.mountPath"),
-                &mount.path,
-                "must be unique",
-            ));
-        }
-    }
+    volume::mounts(path, one, volumes, out);
     if one.working_dir.contains('\0') || one.command.iter().chain(&one.args).any(|arg| arg.contains('\0')) {
         out.push(Cause::invalid(
             format!("{path}.command"),
@@ -272,7 +184,7 @@ fn container(path: &str, one: &Container, volumes: &BTreeSet<&str>, out: &mut Ve
             "must not contain a NUL byte",
         ));
     }
-    capabilities(&format!("{path}.securityContext"), &one.security, out);
+    security::container(&format!("{path}.securityContext"), &one.security, pod, out);
 }
 
 fn env(path: &str, one: &Container, out: &mut Vec<Cause>) {
@@ -309,7 +221,7 @@ fn env(path: &str, one: &Container, out: &mut Vec<Cause>) {
                     "must not contain a NUL byte",
                 ));
             }
-            EnvValue::Literal(_) | EnvValue::Field(_) => {}
+            EnvValue::Literal(_) | EnvValue::Field(_) | EnvValue::Resource(_) => {}
         }
     }
     for (at, from) in one.env_from.iter().enumerate() {
@@ -373,27 +285,6 @@ fn ports(path: &str, ports: &[Port], host_ports: &mut HostPorts, out: &mut Vec<C
     }
 }
 
-fn capabilities(path: &str, security: &Security, out: &mut Vec<Cause>) {
-    for (list, names) in [
-        ("add", &security.add_capabilities),
-        ("drop", &security.drop_capabilities),
-    ] {
-        for (at, name) in names.iter().enumerate() {
-            if name != "ALL" && !CAPABILITIES.contains(&name.as_str()) {
-                let mut cause = Cause::invalid(
-                    format!("{path}.capabilities.{list}[{at}]"),
-                    name,
-                    "not a Linux capability",
-                );
-                if let Some(near) = crate::manifest::nearest(name, CAPABILITIES.iter().copied()) {
-                    cause.message += &format!(" (did you mean {near:?}?)");
-                }
-                out.push(cause);
-            }
-        }
-    }
-}
-
 /// Which rule of a label `text` breaks.
 fn label_rule(text: &str) -> &'static str {
     if text.len() > limits::LABEL {
@@ -440,6 +331,6 @@ fn is_env_name(name: &str) -> bool {
     name.bytes().all(|c| (b' '..=b'~').contains(&c) && c != b'=')
 }
 
-fn is_port_name(name: &str) -> bool {
+pub(super) fn is_port_name(name: &str) -> bool {
     name.len() <= 15 && is_label(name) && name.bytes().any(|c| c.is_ascii_lowercase()) && !name.contains("--")
 }

@@ -4,33 +4,27 @@
 //! leaves a stand-in and a cause, and a Pod with a cause is never used.
 
 use alloc::borrow::ToOwned;
-use alloc::collections::BTreeMap;
 use alloc::format;
-use alloc::string::{String, ToString};
+use alloc::string::String;
 use alloc::vec::Vec;
 
 use super::check;
 use crate::manifest::{self, Cause};
-use crate::quantity::Quantity;
 use crate::topic::NodeName;
 use crate::uid::Uid;
 use crate::wire::spec::{
-    Container, EnvFrom, EnvValue, EnvVar, FieldPath, KeyToPath, Mount, PodSecurity, PodSpec, Port, Protocol,
-    PullPolicy, Resources, RestartPolicy, Seccomp, Security, Volume, VolumeSource,
+    Container, DnsConfig, DnsPolicy, EnvFrom, EnvValue, EnvVar, HostAlias, Mount, PodSecurity, PodSpec, Port,
+    Propagation, Protocol, PullPolicy, RecursiveReadOnly, RestartPolicy, SubPath,
 };
+
+mod probe;
+mod resources;
+mod security;
+mod value;
+mod volume;
 
 /// Kubernetes' default for `terminationGracePeriodSeconds`.
 const GRACE_SECONDS: u32 = 30;
-
-/// Most CPUs and bytes that a resource may name. No machine has as much, and sums over all Pods of a node stay in 64 bits.
-const MAX_CPUS: u64 = 1_000_000;
-const MAX_BYTES: u64 = 1 << 60;
-
-/// What a volume without a source is, as in Kubernetes.
-const EMPTY_DIR: VolumeSource = VolumeSource::EmptyDir {
-    memory: false,
-    size_limit: None,
-};
 
 /// Where `kubectl apply` keeps the last manifest; of no use to a node and often its largest part.
 const LAST_APPLIED: &str = "kubectl.kubernetes.io/last-applied-configuration";
@@ -76,10 +70,13 @@ impl Convert {
         let spec = &pod.spec;
         self.placement(spec);
         let security = self.pod_security(&spec.security_context);
-        let containers = spec.containers.iter().enumerate();
-        let containers = containers
-            .map(|(at, it)| self.container(&format!("spec.containers[{at}]"), it, &security))
-            .collect();
+        let mut all = |list: &str, from: &[manifest::Container]| -> Vec<Container> {
+            let from = from.iter().enumerate();
+            from.map(|(at, it)| self.container(&format!("spec.{list}[{at}]"), it, spec, &security))
+                .collect()
+        };
+        let init_containers = all("initContainers", &spec.init_containers);
+        let containers = all("containers", &spec.containers);
         let volumes = spec.volumes.iter().enumerate();
         let volumes = volumes
             .map(|(at, it)| self.volume(&format!("spec.volumes[{at}]"), it))
@@ -107,8 +104,38 @@ impl Convert {
                 "spec.terminationGracePeriodSeconds",
                 spec.termination_grace_period_seconds,
             ),
+            active_deadline_seconds: self.active_deadline(spec.active_deadline_seconds),
             hostname: hostname(&spec.hostname, &meta.name),
+            subdomain: spec.subdomain.clone(),
+            hostname_is_fqdn: spec.set_hostname_as_fqdn,
+            host_aliases: spec
+                .host_aliases
+                .iter()
+                .map(|it| HostAlias {
+                    ip: it.ip.clone(),
+                    hostnames: it.hostnames.clone(),
+                })
+                .collect(),
+            dns_policy: self.dns_policy(spec.dns_policy.as_deref()),
+            dns: DnsConfig {
+                nameservers: spec.dns_config.nameservers.clone(),
+                searches: spec.dns_config.searches.clone(),
+                options: spec
+                    .dns_config
+                    .options
+                    .iter()
+                    .map(|it| (it.name.clone(), it.value.clone().unwrap_or_default()))
+                    .collect(),
+            },
+            host_network: spec.host_network,
+            host_pid: spec.host_pid,
+            host_ipc: spec.host_ipc,
+            user_namespace: spec.host_users == Some(false),
+            share_process_namespace: spec.share_process_namespace,
+            service_account: service_account(spec).to_owned(),
+            resources: self.pod_resources(&spec.resources),
             security,
+            init_containers,
             containers,
             volumes,
         }
@@ -136,6 +163,44 @@ impl Convert {
         }
     }
 
+    fn active_deadline(&mut self, value: Option<i64>) -> Option<u32> {
+        let value = value?;
+        let seconds = u32::try_from(value)
+            .ok()
+            .filter(|it| (1..=i32::MAX as u32).contains(it));
+        if seconds.is_none() {
+            let why = "must be between 1 and 2147483647, inclusive";
+            self.causes
+                .push(Cause::invalid("spec.activeDeadlineSeconds", value, why));
+        }
+        seconds
+    }
+
+    fn dns_policy(&mut self, value: Option<&str>) -> DnsPolicy {
+        const ALL: [(&str, DnsPolicy); 4] = [
+            ("ClusterFirst", DnsPolicy::ClusterFirst),
+            ("ClusterFirstWithHostNet", DnsPolicy::ClusterFirstWithHostNet),
+            ("Default", DnsPolicy::Default),
+            ("None", DnsPolicy::None),
+        ];
+        self.one_of("spec.dnsPolicy", value, &ALL)
+    }
+
+    /// The choice that `value` names; the first where there is no value.
+    fn one_of<T: Copy>(&mut self, field: &str, value: Option<&str>, choices: &[(&str, T)]) -> T {
+        let first = choices[0].1;
+        let Some(value) = value else { return first };
+        let found = choices.iter().find(|(name, _)| *name == value);
+        found.map_or_else(
+            || {
+                let names: Vec<&str> = choices.iter().map(|(name, _)| *name).collect();
+                self.causes.push(Cause::not_supported(field, value, &names));
+                first
+            },
+            |(_, choice)| *choice,
+        )
+    }
+
     fn restart_policy(&mut self, value: Option<&str>) -> RestartPolicy {
         match value {
             None | Some("Always") => RestartPolicy::Always,
@@ -152,78 +217,21 @@ impl Convert {
         }
     }
 
-    fn id(&mut self, field: &str, value: Option<i64>) -> Option<u32> {
-        let value = value?;
-        let id = u32::try_from(value).ok().filter(|id| i32::try_from(*id).is_ok());
-        if id.is_none() {
-            self.causes.push(Cause::invalid(
-                field,
-                value,
-                "must be between 0 and 2147483647, inclusive",
-            ));
-        }
-        id
-    }
-
-    fn seccomp(&mut self, field: &str, profile: Option<&manifest::SeccompProfile>) -> Option<Seccomp> {
-        match profile?.kind.as_str() {
-            "RuntimeDefault" => Some(Seccomp::RuntimeDefault),
-            "Unconfined" => Some(Seccomp::Unconfined),
-            other => {
-                let field = format!("{field}.seccompProfile.type");
-                self.causes.push(Cause::not_supported(
-                    field,
-                    other,
-                    &["RuntimeDefault", "Unconfined"],
-                ));
-                None
-            }
-        }
-    }
-
-    fn pod_security(&mut self, from: &manifest::PodSecurityContext) -> PodSecurity {
-        let at = "spec.securityContext";
-        let groups = from.supplemental_groups.iter().enumerate();
-        PodSecurity {
-            run_as_user: self.id(&format!("{at}.runAsUser"), from.run_as_user),
-            run_as_group: self.id(&format!("{at}.runAsGroup"), from.run_as_group),
-            run_as_non_root: from.run_as_non_root.unwrap_or(false),
-            supplemental_groups: groups
-                .filter_map(|(n, group)| self.id(&format!("{at}.supplementalGroups[{n}]"), Some(*group)))
-                .collect(),
-            seccomp: self.seccomp(at, from.seccomp_profile.as_ref()),
-        }
-    }
-
-    fn security(&mut self, path: &str, from: &manifest::SecurityContext, pod: &PodSecurity) -> Security {
-        let path = format!("{path}.securityContext");
-        let strip = |names: &[String]| {
-            names
-                .iter()
-                .map(|n| n.strip_prefix("CAP_").unwrap_or(n).to_owned())
-                .collect()
-        };
-        Security {
-            run_as_user: self
-                .id(&format!("{path}.runAsUser"), from.run_as_user)
-                .or(pod.run_as_user),
-            run_as_group: self
-                .id(&format!("{path}.runAsGroup"), from.run_as_group)
-                .or(pod.run_as_group),
-            run_as_non_root: from.run_as_non_root.unwrap_or(pod.run_as_non_root),
-            read_only_root: from.read_only_root_filesystem,
-            allow_privilege_escalation: from.allow_privilege_escalation == Some(true),
-            add_capabilities: strip(&from.capabilities.add),
-            drop_capabilities: strip(&from.capabilities.drop),
-            seccomp: self.seccomp(&path, from.seccomp_profile.as_ref()).or(pod.seccomp),
-        }
-    }
-
-    fn container(&mut self, path: &str, from: &manifest::Container, pod: &PodSecurity) -> Container {
+    fn container(
+        &mut self,
+        path: &str,
+        from: &manifest::Container,
+        pod: &manifest::PodSpec,
+        security: &PodSecurity,
+    ) -> Container {
         Container {
             name: from.name.clone(),
             image: from.image.clone(),
-            pull_policy: self.pull_policy(path, from),
+            pull_policy: self.pull_policy(
+                &format!("{path}.imagePullPolicy"),
+                from.image_pull_policy.as_deref(),
+                &from.image,
+            ),
             command: from.command.clone(),
             args: from.args.clone(),
             working_dir: from.working_dir.clone(),
@@ -243,38 +251,105 @@ impl Convert {
                 .ports
                 .iter()
                 .enumerate()
-                .map(|(at, it)| self.port(path, at, it))
+                .map(|(at, it)| self.port(path, at, it, pod.host_network))
                 .collect(),
             resources: self.resources(path, &from.resources),
+            resize: self.resize(path, &from.resize_policy),
+            sidecar: self.sidecar(path, from.restart_policy.as_deref()),
             mounts: from
                 .volume_mounts
                 .iter()
-                .map(|it| Mount {
-                    volume: it.name.clone(),
-                    path: it.mount_path.clone(),
-                    read_only: it.read_only,
-                })
+                .enumerate()
+                .map(|(at, it)| self.mount(&format!("{path}.volumeMounts[{at}]"), it))
                 .collect(),
-            security: self.security(path, &from.security_context, pod),
+            security: self.security(path, &from.security_context, security),
+            liveness: self.probe(&format!("{path}.livenessProbe"), from.liveness_probe.as_ref()),
+            readiness: self.probe(&format!("{path}.readinessProbe"), from.readiness_probe.as_ref()),
+            startup: self.probe(&format!("{path}.startupProbe"), from.startup_probe.as_ref()),
+            post_start: self.hook(path, "postStart", from.lifecycle.as_ref(), |it| {
+                it.post_start.as_ref()
+            }),
+            pre_stop: self.hook(path, "preStop", from.lifecycle.as_ref(), |it| {
+                it.pre_stop.as_ref()
+            }),
+            stop_signal: self.stop_signal(path, from.lifecycle.as_ref()),
+            termination_message_path: from
+                .termination_message_path
+                .clone()
+                .filter(|it| !it.is_empty())
+                .unwrap_or_else(|| "/dev/termination-log".to_owned()),
+            termination_message_from_log: self.one_of(
+                &format!("{path}.terminationMessagePolicy"),
+                from.termination_message_policy.as_deref(),
+                &[("File", false), ("FallbackToLogsOnError", true)],
+            ),
+            stdin: from.stdin,
+            stdin_once: from.stdin_once,
+            tty: from.tty,
+        }
+    }
+
+    /// `restartPolicy` of a container: `Always`, for a sidecar. Which container may have it is checked later.
+    fn sidecar(&mut self, path: &str, value: Option<&str>) -> bool {
+        match value {
+            None => false,
+            Some("Always") => true,
+            Some(other) => {
+                let field = format!("{path}.restartPolicy");
+                self.causes.push(Cause::not_supported(field, other, &["Always"]));
+                false
+            }
+        }
+    }
+
+    fn mount(&mut self, path: &str, from: &manifest::VolumeMount) -> Mount {
+        let sub_path = match (from.sub_path.as_str(), from.sub_path_expr.as_str()) {
+            ("", "") => SubPath::None,
+            (path, "") => SubPath::Path(path.to_owned()),
+            ("", expr) => SubPath::Expr(expr.to_owned()),
+            (_, expr) => {
+                let why = "subPathExpr and subPath are mutually exclusive";
+                self.causes
+                    .push(Cause::invalid(format!("{path}.subPathExpr"), expr, why));
+                SubPath::None
+            }
+        };
+        Mount {
+            volume: from.name.clone(),
+            path: from.mount_path.clone(),
+            read_only: from.read_only,
+            recursive_read_only: self.one_of(
+                &format!("{path}.recursiveReadOnly"),
+                from.recursive_read_only.as_deref(),
+                &[
+                    ("Disabled", RecursiveReadOnly::Disabled),
+                    ("IfPossible", RecursiveReadOnly::IfPossible),
+                    ("Enabled", RecursiveReadOnly::Enabled),
+                ],
+            ),
+            propagation: self.one_of(
+                &format!("{path}.mountPropagation"),
+                from.mount_propagation.as_deref(),
+                &[
+                    ("None", Propagation::None),
+                    ("HostToContainer", Propagation::HostToContainer),
+                    ("Bidirectional", Propagation::Bidirectional),
+                ],
+            ),
+            sub_path,
         }
     }
 
     /// Source: Kubernetes documentation, "Images", default image pull policy.
-    fn pull_policy(&mut self, path: &str, from: &manifest::Container) -> PullPolicy {
-        match from.image_pull_policy.as_deref() {
-            Some("Always") => PullPolicy::Always,
-            Some("IfNotPresent") => PullPolicy::IfNotPresent,
-            Some("Never") => PullPolicy::Never,
-            Some(other) => {
-                let supported = ["Always", "IfNotPresent", "Never"];
-                self.causes.push(Cause::not_supported(
-                    format!("{path}.imagePullPolicy"),
-                    other,
-                    &supported,
-                ));
-                PullPolicy::IfNotPresent
-            }
-            None => default_pull_policy(&from.image),
+    fn pull_policy(&mut self, field: &str, value: Option<&str>, image: &str) -> PullPolicy {
+        const ALL: [(&str, PullPolicy); 3] = [
+            ("Always", PullPolicy::Always),
+            ("IfNotPresent", PullPolicy::IfNotPresent),
+            ("Never", PullPolicy::Never),
+        ];
+        match value {
+            Some(_) => self.one_of(field, value, &ALL),
+            None => default_pull_policy(image),
         }
     }
 
@@ -323,75 +398,7 @@ impl Convert {
         }
     }
 
-    fn env_source(&mut self, path: &str, source: &manifest::EnvVarSource) -> Option<EnvValue> {
-        let key = |secret, it: &manifest::KeySelector| EnvValue::Key {
-            secret,
-            name: it.name.clone(),
-            key: it.key.clone(),
-            optional: it.optional,
-        };
-        match (
-            &source.field_ref,
-            &source.config_map_key_ref,
-            &source.secret_key_ref,
-        ) {
-            (Some(field), None, None) => self.field_path(path, &field.field_path).map(EnvValue::Field),
-            (None, Some(map), None) => Some(key(false, map)),
-            (None, None, Some(secret)) => Some(key(true, secret)),
-            (None, None, None) => {
-                let what = "must specify one of: `fieldRef`, `configMapKeyRef` or `secretKeyRef`";
-                self.causes.push(Cause::invalid(path, "", what));
-                None
-            }
-            _ => {
-                self.causes.push(Cause::invalid(
-                    path,
-                    "",
-                    "may not have more than one field specified at a time",
-                ));
-                None
-            }
-        }
-    }
-
-    fn field_path(&mut self, path: &str, text: &str) -> Option<FieldPath> {
-        let keyed = |prefix: &str| Some(text.strip_prefix(prefix)?.strip_suffix("']")?.to_owned());
-        let found = match text {
-            "metadata.name" => Some(FieldPath::Name),
-            "metadata.namespace" => Some(FieldPath::Namespace),
-            "metadata.uid" => Some(FieldPath::Uid),
-            "spec.nodeName" => Some(FieldPath::NodeName),
-            "spec.serviceAccountName" => Some(FieldPath::ServiceAccountName),
-            "status.hostIP" | "status.hostIPs" => Some(FieldPath::HostIp),
-            "status.podIP" | "status.podIPs" => Some(FieldPath::PodIp),
-            _ => keyed("metadata.labels['")
-                .map(FieldPath::Label)
-                .or_else(|| keyed("metadata.annotations['").map(FieldPath::Annotation)),
-        };
-        if found.is_none() {
-            let supported = [
-                "metadata.name",
-                "metadata.namespace",
-                "metadata.uid",
-                "metadata.labels['KEY']",
-                "metadata.annotations['KEY']",
-                "spec.nodeName",
-                "spec.serviceAccountName",
-                "status.hostIP",
-                "status.hostIPs",
-                "status.podIP",
-                "status.podIPs",
-            ];
-            self.causes.push(Cause::not_supported(
-                format!("{path}.fieldRef.fieldPath"),
-                text,
-                &supported,
-            ));
-        }
-        found
-    }
-
-    fn port(&mut self, path: &str, at: usize, from: &manifest::ContainerPort) -> Port {
+    fn port(&mut self, path: &str, at: usize, from: &manifest::ContainerPort, host_network: bool) -> Port {
         let path = format!("{path}.ports[{at}]");
         let range = "must be between 1 and 65535, inclusive";
         let container_port = u16::try_from(from.container_port).unwrap_or_else(|_| {
@@ -402,11 +409,20 @@ impl Convert {
             ));
             0
         });
-        let host_port = u16::try_from(from.host_port).unwrap_or_else(|_| {
+        let mut host_port = u16::try_from(from.host_port).unwrap_or_else(|_| {
             self.causes
                 .push(Cause::invalid(format!("{path}.hostPort"), from.host_port, range));
             0
         });
+        // With the host's network the container's port is the node's.
+        if host_network && host_port == 0 {
+            host_port = container_port;
+        }
+        if host_network && host_port != container_port {
+            let why = "must match `containerPort` when `hostNetwork` is true";
+            self.causes
+                .push(Cause::invalid(format!("{path}.hostPort"), host_port, why));
+        }
         let protocol = match from.protocol.as_deref() {
             None | Some("TCP") => Protocol::Tcp,
             Some("UDP") => Protocol::Udp,
@@ -428,166 +444,6 @@ impl Convert {
             protocol,
         }
     }
-
-    fn resources(&mut self, path: &str, from: &manifest::ResourceRequirements) -> Resources {
-        let path = format!("{path}.resources");
-        let limits = self.quantities(&format!("{path}.limits"), &from.limits);
-        let requests = self.quantities(&format!("{path}.requests"), &from.requests);
-        for ((name, limit), request) in ["cpu", "memory"].iter().zip(limits).zip(requests) {
-            if let (Some(limit), Some(request)) = (limit, request)
-                && request > limit
-            {
-                let why = format!(
-                    "must be less than or equal to {name} limit of {}",
-                    from.limits[*name].0
-                );
-                self.causes.push(Cause::invalid(
-                    format!("{path}.requests"),
-                    &from.requests[*name].0,
-                    why,
-                ));
-            }
-        }
-        let cpu = |it: Option<Quantity>| it.map(|it| it.milli().unsigned_abs());
-        let memory = |it: Option<Quantity>| it.map(|it| it.value().unsigned_abs());
-        Resources {
-            cpu_limit: cpu(limits[0]),
-            memory_limit: memory(limits[1]),
-            cpu_request: cpu(requests[0].or(limits[0])),
-            memory_request: memory(requests[1].or(limits[1])),
-        }
-    }
-
-    /// `cpu` and `memory` of one map; anything else is refused, for nothing here would hold it.
-    fn quantities(
-        &mut self,
-        path: &str,
-        from: &BTreeMap<String, manifest::WrittenQuantity>,
-    ) -> [Option<Quantity>; 2] {
-        let mut out = [None, None];
-        for (name, written) in from {
-            let field = format!("{path}.{name}");
-            let slot = match name.as_str() {
-                "cpu" => &mut out[0],
-                "memory" => &mut out[1],
-                other => {
-                    self.causes
-                        .push(Cause::not_supported(field, other, &["cpu", "memory"]));
-                    continue;
-                }
-            };
-            let most = if name == "cpu" { MAX_CPUS } else { MAX_BYTES };
-            *slot = self.amount(field, &written.0, most);
-        }
-        out
-    }
-
-    /// A quantity from 0 to `most`.
-    fn amount(&mut self, field: String, written: &str, most: u64) -> Option<Quantity> {
-        let why = match Quantity::parse(written) {
-            Ok(value) if value < Quantity::ZERO => "must be greater than or equal to 0".to_owned(),
-            // Rounded up and saturating, so what is above in any digit is above here.
-            Ok(value) if value.value().unsigned_abs() > most => {
-                format!("must be less than or equal to {most}")
-            }
-            Ok(value) => return Some(value),
-            Err(error) => error.to_string(),
-        };
-        self.causes.push(Cause::invalid(field, written, why));
-        None
-    }
-
-    fn volume(&mut self, path: &str, from: &manifest::Volume) -> Volume {
-        let source = match (&from.empty_dir, &from.config_map, &from.secret) {
-            (Some(dir), None, None) => self.empty_dir(path, dir),
-            (None, Some(map), None) => {
-                let path = format!("{path}.configMap");
-                self.config(
-                    &path,
-                    false,
-                    &map.name,
-                    &map.items,
-                    map.default_mode,
-                    map.optional,
-                )
-            }
-            (None, None, Some(secret)) => {
-                let path = format!("{path}.secret");
-                self.config(
-                    &path,
-                    true,
-                    &secret.secret_name,
-                    &secret.items,
-                    secret.default_mode,
-                    secret.optional,
-                )
-            }
-            // A source that is known and refused has its own cause; this one is for none at all.
-            (None, None, None) => EMPTY_DIR,
-            _ => {
-                self.causes
-                    .push(Cause::forbidden(path, "may not specify more than 1 volume type"));
-                EMPTY_DIR
-            }
-        };
-        Volume {
-            name: from.name.clone(),
-            source,
-        }
-    }
-
-    fn empty_dir(&mut self, path: &str, dir: &manifest::EmptyDir) -> VolumeSource {
-        if !matches!(dir.medium.as_str(), "" | "Memory") {
-            self.causes.push(Cause::not_supported(
-                format!("{path}.emptyDir.medium"),
-                &dir.medium,
-                &["", "Memory"],
-            ));
-        }
-        let field = format!("{path}.emptyDir.sizeLimit");
-        let written = dir.size_limit.as_ref();
-        let size_limit = written.and_then(|written| self.amount(field, &written.0, MAX_BYTES));
-        VolumeSource::EmptyDir {
-            memory: dir.medium == "Memory",
-            size_limit: size_limit.map(|it| it.value().unsigned_abs()),
-        }
-    }
-
-    fn config(
-        &mut self,
-        path: &str,
-        secret: bool,
-        name: &str,
-        items: &[manifest::KeyToPath],
-        default_mode: Option<i64>,
-        optional: bool,
-    ) -> VolumeSource {
-        let default_mode = self
-            .mode(&format!("{path}.defaultMode"), default_mode)
-            .unwrap_or(0o644);
-        let items = items.iter().enumerate().map(|(at, item)| KeyToPath {
-            key: item.key.clone(),
-            path: item.path.clone(),
-            mode: self.mode(&format!("{path}.items[{at}].mode"), item.mode),
-        });
-        VolumeSource::Config {
-            secret,
-            name: name.to_owned(),
-            items: items.collect(),
-            default_mode,
-            optional,
-        }
-    }
-
-    fn mode(&mut self, field: &str, value: Option<i64>) -> Option<u16> {
-        let value = value?;
-        let mode = u16::try_from(value).ok().filter(|mode| *mode <= 0o777);
-        if mode.is_none() {
-            let why = "must be a number between 0 and 0777 (octal), both inclusive";
-            self.causes.push(Cause::invalid(field, value, why));
-        }
-        mode
-    }
 }
 
 /// `Always` for `:latest` or no tag, else `IfNotPresent`.
@@ -598,6 +454,15 @@ fn default_pull_policy(image: &str) -> PullPolicy {
         None | Some((_, "latest")) => PullPolicy::Always,
         Some(_) => PullPolicy::IfNotPresent,
     }
+}
+
+/// The old name of the field counts where the new one is not given.
+fn service_account(spec: &manifest::PodSpec) -> &str {
+    let written = [&spec.service_account_name, &spec.service_account];
+    written
+        .into_iter()
+        .find(|it| !it.is_empty())
+        .map_or("default", |it| it)
 }
 
 fn hostname(written: &str, pod: &str) -> String {

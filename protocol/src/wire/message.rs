@@ -197,6 +197,12 @@ pub struct NodeInfo {
     pub allocatable_cpu_milli: u64,
     /// Allocatable: bytes of memory.
     pub allocatable_memory: u64,
+    /// Allocatable: bytes of `ephemeral-storage`.
+    pub allocatable_storage: u64,
+    /// Extended resources and `hugepages-…`, with what there is of each: capacity and allocatable alike.
+    pub extended: Vec<(String, u64)>,
+    /// What this node can do or allows beyond the common; see [`super::feature`].
+    pub features: Vec<String>,
     /// Pods that it takes.
     pub pods: u32,
     /// Labels of its configuration.

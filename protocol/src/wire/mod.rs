@@ -4,6 +4,7 @@
 //! over, is an [`Unreadable`] and nothing else.
 
 pub mod desired;
+pub mod feature;
 mod frame;
 mod message;
 pub mod spec;

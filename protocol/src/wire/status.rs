@@ -13,7 +13,7 @@ use crate::uid::Uid;
 pub type UnixSeconds = i64;
 
 /// `status` of a Pod, as its node sees it.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PodStatus {
     /// Which Pod.
     pub uid: Uid,
@@ -27,26 +27,34 @@ pub struct PodStatus {
     pub pod_ip: String,
     /// `startTime`.
     pub start_time: Option<UnixSeconds>,
-    /// When Ready last changed; the other conditions follow from the containers.
+    /// When Ready last changed.
     pub ready_since: Option<UnixSeconds>,
+    /// When the init containers had all done their part; `None` while they have not.
+    pub initialized_since: Option<UnixSeconds>,
+    /// `initContainerStatuses`, in the spec's order.
+    pub init_containers: Vec<ContainerStatus>,
     /// `containerStatuses`, in the spec's order.
     pub containers: Vec<ContainerStatus>,
+    /// Why a change of resources is not in force: reason (`Deferred`, `Infeasible`, `Error`) and message.
+    pub resize: Option<(String, String)>,
     /// The Pod's containers are all gone and so is everything that was made for it.
     pub gone: bool,
 }
 
 impl PodStatus {
-    /// Whether the Pod is Ready: every container is.
+    /// Whether the Pod is Ready: every container is, and every sidecar. Init containers that have ended count as ready.
     #[must_use]
     pub fn ready(&self) -> bool {
-        self.phase == Phase::Running && self.containers.iter().all(|it| it.ready)
+        let mut all = self.containers.iter().chain(&self.init_containers);
+        self.phase == Phase::Running && self.initialized_since.is_some() && all.all(|it| it.ready)
     }
 }
 
 /// `phase`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Phase {
     /// Accepted, not every container has run yet.
+    #[default]
     Pending,
     /// Every container was made, at least one runs or is to be restarted.
     Running,
@@ -70,7 +78,7 @@ impl Phase {
 }
 
 /// `containerStatuses[]`.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ContainerStatus {
     /// `name`.
     pub name: String,
@@ -80,12 +88,29 @@ pub struct ContainerStatus {
     pub last: Option<Terminated>,
     /// `ready`.
     pub ready: bool,
+    /// `started`: it runs and its startup probe, if it has one, has succeeded.
+    pub started: bool,
     /// `restartCount`.
     pub restart_count: u32,
     /// `imageID`; empty while unknown.
     pub image_id: String,
     /// `containerID`; empty while there is none.
     pub container_id: String,
+    /// `resources` as they are in force; `None` where nothing runs.
+    pub resources: Option<InForce>,
+}
+
+/// The limits and requests that a running container has.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct InForce {
+    /// `limits.cpu`, in thousandths of a CPU.
+    pub cpu_limit: Option<u64>,
+    /// `limits.memory`, in bytes.
+    pub memory_limit: Option<u64>,
+    /// `requests.cpu`, in thousandths of a CPU.
+    pub cpu_request: Option<u64>,
+    /// `requests.memory`, in bytes.
+    pub memory_request: Option<u64>,
 }
 
 /// `state`.
@@ -105,6 +130,15 @@ pub enum ContainerState {
     },
     /// Ended.
     Terminated(Terminated),
+}
+
+impl Default for ContainerState {
+    fn default() -> Self {
+        Self::Waiting {
+            reason: String::new(),
+            message: String::new(),
+        }
+    }
 }
 
 /// `state.terminated`.

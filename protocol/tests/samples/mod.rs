@@ -11,11 +11,13 @@ use skiff_protocol::topic::NodeName;
 use skiff_protocol::uid::Uid;
 use skiff_protocol::wire::desired::{Change, Desired, Index};
 use skiff_protocol::wire::spec::{
-    ConfigData, Container, EnvFrom, EnvValue, EnvVar, FieldPath, KeyToPath, Mount, Object, ObjectKey,
-    PodSecurity, PodSpec, Port, Protocol, PullPolicy, Resources, RestartPolicy, Seccomp, Security, Volume,
-    VolumeSource,
+    AppArmor, ConfigData, Container, DnsConfig, DnsPolicy, DownwardFile, DownwardValue, EnvFrom, EnvValue,
+    EnvVar, FieldPath, Handler, HostAlias, HostPathType, HttpGet, KeyToPath, Mount, Object, ObjectKey,
+    PersistentVolume, PodSecurity, PodSpec, Port, PortRef, Probe, Projection, Propagation, Protocol,
+    PullPolicy, RecursiveReadOnly, ResizePolicy, ResourceField, ResourceName, Resources, RestartPolicy,
+    Seccomp, Security, SubPath, Volume, VolumeSource,
 };
-use skiff_protocol::wire::status::{ContainerState, ContainerStatus, Phase, PodStatus, Terminated};
+use skiff_protocol::wire::status::{ContainerState, ContainerStatus, InForce, Phase, PodStatus, Terminated};
 use skiff_protocol::wire::{
     Down, Event, Hello, LogRequest, NodeCondition, NodeInfo, StreamEnd, StreamOpen, Unreadable, Up,
     decode_down, decode_up, encode_down, encode_up,
@@ -100,6 +102,12 @@ fn container() -> Container {
         EnvValue::Field(FieldPath::ServiceAccountName),
         EnvValue::Field(FieldPath::HostIp),
         EnvValue::Field(FieldPath::PodIp),
+        EnvValue::Resource(ResourceField {
+            container: text("app"),
+            request: true,
+            resource: ResourceName::HugePages(2 << 20),
+            divisor_milli: 1000,
+        }),
     ];
     let port = |name: &str, protocol| Port {
         name: text(name),
@@ -137,21 +145,59 @@ fn container() -> Container {
             memory_limit: Some(128 << 20),
             cpu_request: Some(250),
             memory_request: None,
+            storage_limit: Some(1 << 30),
+            storage_request: None,
+            hugepages: vec![(2 << 20, 4 << 20)],
+            extended: vec![(text("nvidia.com/gpu"), 1)],
         },
         mounts: vec![Mount {
             volume: text("scratch"),
             path: text("/scratch"),
             read_only: true,
+            recursive_read_only: RecursiveReadOnly::IfPossible,
+            propagation: Propagation::HostToContainer,
+            sub_path: SubPath::Expr(text("$(A)/b")),
         }],
+        resize: ResizePolicy {
+            cpu_restarts: true,
+            memory_restarts: false,
+        },
+        sidecar: true,
+        liveness: Some(probe(Handler::Exec(vec![text("true")]))),
+        readiness: Some(probe(Handler::HttpGet(HttpGet {
+            host: text("127.0.0.1"),
+            port: PortRef::Name(text("http")),
+            path: text("/ready?x=1"),
+            https: true,
+            headers: vec![(text("X-A"), text("b"))],
+        }))),
+        startup: Some(probe(Handler::Grpc {
+            port: 50_051,
+            service: text("s"),
+        })),
+        post_start: Some(Handler::TcpSocket {
+            host: text(""),
+            port: PortRef::Number(80),
+        }),
+        pre_stop: Some(Handler::Sleep(5)),
+        stop_signal: Some(10),
+        termination_message_path: text("/dev/termination-log"),
+        termination_message_from_log: true,
+        stdin: true,
+        stdin_once: true,
+        tty: true,
         security: Security {
             run_as_user: Some(1000),
             run_as_group: Some(3000),
             run_as_non_root: true,
+            privileged: true,
+            unmasked_proc: true,
+            apparmor: Some(AppArmor::Localhost(text("strict"))),
             read_only_root: true,
             allow_privilege_escalation: false,
             add_capabilities: vec![text("NET_ADMIN")],
             drop_capabilities: vec![text("ALL")],
-            seccomp: Some(Seccomp::RuntimeDefault),
+            seccomp: Some(Seccomp::Localhost(text("profiles/a.json"))),
         },
     }
 }
@@ -191,17 +237,121 @@ pub(crate) fn pod(restart_policy: RestartPolicy, pull_policy: PullPolicy) -> Pod
             run_as_group: Some(2),
             run_as_non_root: true,
             supplemental_groups: vec![4, 300],
+            strict_groups: true,
+            fs_group: Some(2000),
+            fs_group_on_root_mismatch: true,
+            sysctls: vec![(text("net.ipv4.tcp_syncookies"), text("1"))],
+            apparmor: Some(AppArmor::RuntimeDefault),
             seccomp: Some(Seccomp::Unconfined),
         },
+        active_deadline_seconds: Some(600),
+        subdomain: text("sub"),
+        hostname_is_fqdn: true,
+        host_aliases: vec![HostAlias {
+            ip: text("192.0.2.1"),
+            hostnames: vec![text("a"), text("b.c")],
+        }],
+        dns_policy: DnsPolicy::None,
+        dns: DnsConfig {
+            nameservers: vec![text("192.0.2.53")],
+            searches: vec![text("example.com")],
+            options: vec![(text("ndots"), text("2")), (text("edns0"), text(""))],
+        },
+        host_network: true,
+        host_pid: true,
+        host_ipc: true,
+        user_namespace: true,
+        share_process_namespace: true,
+        service_account: text("default"),
+        resources: container().resources,
+        init_containers: vec![container()],
         containers: vec![Container {
             pull_policy,
             ..container()
         }],
         volumes: vec![
+            volume(
+                "host",
+                VolumeSource::HostPath {
+                    path: text("/srv"),
+                    kind: HostPathType::DirectoryOrCreate,
+                },
+            ),
+            volume(
+                "all",
+                VolumeSource::Projected {
+                    sources: vec![
+                        Projection::Config {
+                            secret: true,
+                            name: text("keys"),
+                            items: Vec::new(),
+                            optional: true,
+                        },
+                        Projection::Downward(vec![
+                            DownwardFile {
+                                path: text("labels"),
+                                mode: Some(0o444),
+                                value: DownwardValue::Field(FieldPath::Labels),
+                            },
+                            DownwardFile {
+                                path: text("notes"),
+                                mode: None,
+                                value: DownwardValue::Field(FieldPath::Annotations),
+                            },
+                            DownwardFile {
+                                path: text("cpu"),
+                                mode: None,
+                                value: DownwardValue::Resource(ResourceField {
+                                    container: text("app"),
+                                    request: false,
+                                    resource: ResourceName::Cpu,
+                                    divisor_milli: 1,
+                                }),
+                            },
+                        ]),
+                    ],
+                    default_mode: 0o640,
+                },
+            ),
+            volume(
+                "model",
+                VolumeSource::Image {
+                    reference: text("registry.example/model:1"),
+                    pull_policy: PullPolicy::Always,
+                },
+            ),
+            volume(
+                "data",
+                VolumeSource::Claim {
+                    name: text("claim"),
+                    read_only: true,
+                },
+            ),
             volume("scratch", dir),
             volume("config", config(false, "settings")),
             volume("keys", config(true, "keys")),
         ],
+    }
+}
+
+fn probe(handler: Handler) -> Probe {
+    Probe {
+        handler,
+        initial_delay_seconds: 1,
+        timeout_seconds: 2,
+        period_seconds: 3,
+        success_threshold: 4,
+        failure_threshold: 5,
+        termination_grace_seconds: Some(6),
+    }
+}
+
+fn persistent_volume() -> PersistentVolume {
+    PersistentVolume {
+        name: text("pvc-1"),
+        claim: (text("default"), text("claim")),
+        capacity: 1 << 30,
+        delete: true,
     }
 }
 
@@ -234,11 +384,21 @@ pub(crate) fn status(phase: Phase, state: ContainerState) -> PodStatus {
         pod_ip: text("10.88.0.2"),
         start_time: Some(1_700_000_000),
         ready_since: None,
+        initialized_since: Some(1_700_000_002),
+        init_containers: Vec::new(),
+        resize: Some((text("Deferred"), text("no room"))),
         containers: vec![ContainerStatus {
             name: text("app"),
             state,
             last: Some(ended()),
             ready: true,
+            started: true,
+            resources: Some(InForce {
+                cpu_limit: Some(500),
+                memory_limit: None,
+                cpu_request: Some(250),
+                memory_request: Some(1 << 20),
+            }),
             restart_count: 300,
             image_id: text("sha256:12"),
             container_id: text("skiff://def"),
@@ -261,6 +421,9 @@ fn info() -> NodeInfo {
         storage: 1 << 34,
         allocatable_cpu_milli: 3900,
         allocatable_memory: (1 << 30) - (64 << 20),
+        allocatable_storage: 1 << 33,
+        extended: vec![(text("nvidia.com/gpu"), 1)],
+        features: vec![text("host-network")],
         pods: 110,
         labels: vec![(text("zone"), text("hall"))],
         conditions: vec![NodeCondition {
@@ -427,6 +590,7 @@ pub(crate) fn samples() -> Vec<(&'static str, Sample)> {
         ),
         ("object-config-map", Object::ConfigMap(data("settings"))),
         ("object-secret", Object::Secret(data("keys"))),
+        ("object-volume", Object::Volume(persistent_volume())),
     ];
     let mut all: Vec<_> = down()
         .into_iter()
@@ -462,5 +626,6 @@ fn prefix(sample: &Sample) -> &'static str {
         Sample::Object(Object::Pod(_)) => "object-pod",
         Sample::Object(Object::ConfigMap(_)) => "object-config-map",
         Sample::Object(Object::Secret(_)) => "object-secret",
+        Sample::Object(Object::Volume(_)) => "object-volume",
     }
 }

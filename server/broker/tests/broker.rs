@@ -311,12 +311,20 @@ async fn an_independent_client_gets_what_ours_sends_and_the_other_way_round() {
             "-F",
             "%t %p",
         ];
+        // Counted before it begins: on a busy machine it may be there before this task goes on.
+        let before = world.broker.counters();
         let listening = tokio::spawn(run(tool("mosquitto_sub", &world, &node, version, &arguments)));
+        let there = async {
+            while world.broker.counters().connected == before.connected {
+                assert!(
+                    !listening.is_finished(),
+                    "mosquitto_sub ended before it was connected"
+                );
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        };
+        tokio::time::timeout(PATIENCE, there).await.unwrap();
         // It is there once the broker counts it; then it still has to subscribe.
-        let before = world.broker.counters().connected;
-        while world.broker.counters().connected == before {
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
         tokio::time::sleep(Duration::from_millis(200)).await;
         server
             .try_publish(

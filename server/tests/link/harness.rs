@@ -564,8 +564,10 @@ pub(crate) fn running(uid: Uid) -> PodStatus {
             restart_count: 0,
             image_id: "sha256:00".into(),
             container_id: "abc".into(),
+            ..Default::default()
         }],
         gone: false,
+        ..Default::default()
     }
 }
 

@@ -72,8 +72,10 @@ fn pod(number: u8, image: u64) -> Object {
             resources: Resources::default(),
             mounts: Vec::new(),
             security: Security::default(),
+            ..Default::default()
         }],
         volumes: Vec::new(),
+        ..Default::default()
     })
 }
 
@@ -175,6 +177,7 @@ fn exits(shell: &mut Shell, number: u8) {
             oom_killed: false,
             started_at: 0,
             finished_at: shell.seconds,
+            ..Default::default()
         };
         shell.turn(Event::Exited { container, exit });
     }

@@ -100,6 +100,7 @@ impl Machine {
                         image_id: image_id(&it.image),
                         spec_digest: Some(it.digest),
                         phase,
+                        probed: Default::default(),
                     })
                 })
                 .collect(),

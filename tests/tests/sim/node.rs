@@ -278,7 +278,14 @@ impl Node {
                 let shim = shim.id;
                 turn.later(20, 3000, Work::RemoveDone { uid, shim });
             }
-            Effect::Report(_) => {}
+            // Pods of the simulation ask for none of these.
+            Effect::Probe { .. }
+            | Effect::Hook { .. }
+            | Effect::Resize(_)
+            | Effect::Note { .. }
+            | Effect::RefreshVolumes(_)
+            | Effect::DropVolume(_)
+            | Effect::Report(_) => {}
         }
         None
     }

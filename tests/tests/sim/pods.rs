@@ -52,6 +52,7 @@ fn container(name: &str, policy: RestartPolicy, rng: &mut Rng) -> Container {
         },
         mounts: Vec::new(),
         security: Security::default(),
+        ..Default::default()
     }
 }
 
@@ -96,6 +97,7 @@ fn pod(rng: &mut Rng) -> PodSpec {
         security: PodSecurity::default(),
         containers: names.iter().map(|name| container(name, policy, rng)).collect(),
         volumes: Vec::new(),
+        ..Default::default()
     }
 }
 

@@ -10,7 +10,7 @@ use std::path::Path;
 use ring::signature::{Ed25519KeyPair, KeyPair};
 use skiff_core::{
     Config, ContainerRef, Core, Effect, Event, Exit, ImageError, Now, ObservedContainer, ObservedPhase,
-    ObservedPod, Record, Recovered, StartError, Urgency,
+    ObservedPod, Probed, Record, Recovered, StartError, Urgency,
 };
 use skiff_protocol::sha256;
 use skiff_protocol::topic::NodeName;
@@ -74,6 +74,7 @@ pub(crate) fn container(name: &str) -> Container {
         resources: Resources::default(),
         mounts: Vec::new(),
         security: Security::default(),
+        ..Default::default()
     }
 }
 
@@ -92,6 +93,7 @@ pub(crate) fn pod(name: &str) -> PodSpec {
         security: PodSecurity::default(),
         containers: vec![container("app")],
         volumes: Vec::new(),
+        ..Default::default()
     }
 }
 
@@ -109,6 +111,10 @@ pub(crate) fn found(spec: &Container, attempt: u32, phase: ObservedPhase) -> Obs
         container_id: format!("skiff://{}-{attempt}", spec.name),
         image_id: format!("id of {}", spec.image),
         spec_digest: Some(Core::spec_digest(spec)),
+        probed: Probed {
+            started: true,
+            ready: true,
+        },
         phase,
     }
 }
@@ -129,6 +135,7 @@ pub(crate) fn exit(code: i32, finished_at: i64) -> Exit {
         oom_killed: false,
         started_at: finished_at - 1,
         finished_at: EPOCH + finished_at,
+        ..Default::default()
     }
 }
 
@@ -439,6 +446,7 @@ fn show_key(key: &ObjectKey) -> String {
         ObjectKey::Pod(uid) => name_of(*uid),
         ObjectKey::ConfigMap(_, name) => format!("configmap:{name}"),
         ObjectKey::Secret(_, name) => format!("secret:{name}"),
+        ObjectKey::Volume(name) => format!("volume:{name}"),
     }
 }
 
@@ -488,6 +496,27 @@ fn show(effect: &Effect) -> String {
             };
             format!("{how} {}", show_reference(container))
         }
+        Effect::Probe { container, kind } => format!("probe {kind:?} {}", show_reference(container)),
+        Effect::Hook {
+            container,
+            kind,
+            within,
+        } => {
+            format!(
+                "hook {kind:?} {} within {} s",
+                show_reference(container),
+                within / 1000
+            )
+        }
+        Effect::Resize(container) => format!("resize {}", show_reference(container)),
+        Effect::Note { container, probed } => format!(
+            "note {}{}{}",
+            show_reference(container),
+            if probed.started { " started" } else { "" },
+            if probed.ready { " ready" } else { "" }
+        ),
+        Effect::RefreshVolumes(pod) => format!("refresh volumes of {}", name_of(*pod)),
+        Effect::DropVolume(name) => format!("drop volume {name}"),
         Effect::Remove(pod) => format!("remove {}", name_of(*pod)),
         Effect::Report(refusal) => format!("report {refusal:?}"),
     }

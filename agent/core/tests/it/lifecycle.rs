@@ -147,6 +147,7 @@ fn out_of_memory() {
             oom_killed: true,
             started_at: 0,
             finished_at: 5,
+            ..Default::default()
         };
         b.event(
             "exited web/app#0: out of memory",

@@ -106,6 +106,7 @@ impl Pod {
                 limits,
             },
             shm_bytes: 1 << 20,
+            ..Default::default()
         };
         let (shim, client) = start_shim(&dir);
         Self {
@@ -166,6 +167,7 @@ impl Pod {
             seccomp: Seccomp::RuntimeDefault,
             rlimits: vec![],
             oom_score_adj: None,
+            ..Default::default()
         }
     }
 

@@ -36,6 +36,7 @@ fn config() -> ContainerConfig {
         seccomp: Seccomp::RuntimeDefault,
         rlimits: vec![],
         oom_score_adj: None,
+        ..Default::default()
     }
 }
 
@@ -116,6 +117,7 @@ fn mounts_are_ordered_by_depth_and_replace_the_defaults() {
         kind,
         options: vec!["size=1k".into()],
         read_only,
+        ..Default::default()
     };
     let mut config = config();
     config.mounts = vec![
@@ -143,6 +145,7 @@ fn limits_are_the_specifications() {
         cpu_period_us: None,
         cpu_shares: Some(2),
         pids: Some(3),
+        ..Default::default()
     };
     let document = document_of(&ContainerConfig {
         resources: limits,

@@ -20,6 +20,7 @@ fn said(phase: Phase, containers: Vec<ContainerStatus>) -> PodStatus {
         ready_since: Some(AT),
         containers,
         gone: false,
+        ..Default::default()
     }
 }
 
@@ -32,6 +33,7 @@ fn container(name: &str, state: ContainerState, ready: bool) -> ContainerStatus 
         restart_count: 0,
         image_id: String::new(),
         container_id: String::new(),
+        ..Default::default()
     }
 }
 

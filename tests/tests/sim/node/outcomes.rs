@@ -121,6 +121,7 @@ impl Node {
             oom_killed: false,
             started_at: *started_at,
             finished_at: unix,
+            ..Default::default()
         };
         instance.life = Life::Exited(exit.clone());
         if !shim.removing {

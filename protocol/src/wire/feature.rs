@@ -1,0 +1,33 @@
+//! What a node may be able to do or may allow, by name, in [`super::NodeInfo::features`].
+//!
+//! Always holds: a Pod that asks for something of this list on a node without it is named when it is applied, or refused
+//! by the node; it never runs without.
+
+/// The node's policy allows `hostNetwork`.
+pub const HOST_NETWORK: &str = "host-network";
+/// The node's policy allows `hostPID`.
+pub const HOST_PID: &str = "host-pid";
+/// The node's policy allows `hostIPC`.
+pub const HOST_IPC: &str = "host-ipc";
+/// The node's policy allows `privileged`.
+pub const PRIVILEGED: &str = "privileged";
+/// The node's policy allows `hostPath`.
+pub const HOST_PATH: &str = "host-path";
+/// `hostUsers: false`: user namespaces with idmapped mounts of the file systems in use.
+pub const USER_NAMESPACES: &str = "user-namespaces";
+/// AppArmor is in the kernel and on.
+pub const APPARMOR: &str = "apparmor";
+/// `recursiveReadOnly`: `mount_setattr(2)`.
+pub const RECURSIVE_READ_ONLY: &str = "recursive-read-only";
+
+/// All of them.
+pub const ALL: [&str; 8] = [
+    HOST_NETWORK,
+    HOST_PID,
+    HOST_IPC,
+    PRIVILEGED,
+    HOST_PATH,
+    USER_NAMESPACES,
+    APPARMOR,
+    RECURSIVE_READ_ONLY,
+];
