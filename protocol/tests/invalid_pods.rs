@@ -486,11 +486,11 @@ fn containers() {
             "\"metadata.name\"",
         ),
         (
-            "env/1/valueFrom/resourceFieldRef",
-            json!({"resource": "limits.cpu"}),
-            "env[1].valueFrom.resourceFieldRef",
-            Forbidden,
-            "not supported",
+            "env/1/valueFrom",
+            json!({"resourceFieldRef": {"resource": "limits.gpu"}}),
+            "env[1].valueFrom.resourceFieldRef.resource",
+            NotSupported,
+            "supported values: \"limits.cpu\"",
         ),
         (
             "env/2/valueFrom/secretKeyRef/name",
@@ -581,7 +581,7 @@ fn containers() {
             json!("Bidirectional"),
             "volumeMounts[0].mountPropagation",
             Forbidden,
-            "not supported",
+            "available only to privileged containers",
         ),
         (
             "securityContext/privileged",

@@ -157,7 +157,7 @@ static ENV: [Field; 3] = [
 
 static ENV_SOURCE: [Field; 5] = [
     yes("fieldRef", Object(&FIELD_REF)),
-    refused("resourceFieldRef", Object(&RESOURCE_FIELD), &[]),
+    yes("resourceFieldRef", Object(&RESOURCE_FIELD)),
     yes("configMapKeyRef", Object(&KEY_REF)),
     yes("secretKeyRef", Object(&KEY_REF)),
     refused("fileKeyRef", Any, &[]),

@@ -17,6 +17,7 @@ mod images;
 mod lifecycle;
 mod outages;
 mod refusals;
+mod startup;
 mod survival;
 mod wire;
 mod workloads;

@@ -71,6 +71,17 @@ pub(crate) fn inits(cgroup: &str) -> BTreeMap<Init, String> {
     pids.into_iter().filter_map(init).collect()
 }
 
+/// The command lines of all processes in the cgroups of one Pod.
+pub(crate) fn commands(cgroup: &str, pod: &str) -> Vec<String> {
+    let ours = cgroups(cgroup)
+        .into_iter()
+        .filter(|dir| dir.to_string_lossy().contains(pod));
+    let pids: BTreeSet<String> = ours.flat_map(|dir| lines(&dir.join("cgroup.procs"))).collect();
+    pids.iter()
+        .map(|pid| read(Path::new(&format!("/proc/{pid}/cmdline"))).replace('\0', " "))
+        .collect()
+}
+
 fn lines(path: &Path) -> Vec<String> {
     read(path).lines().map(str::to_owned).collect()
 }
