@@ -9,6 +9,7 @@
     reason = "the helpers of tests are tests too"
 )]
 
+mod budgets;
 mod commands;
 mod confinement;
 mod crashes;
@@ -16,8 +17,10 @@ mod harness;
 mod images;
 mod lifecycle;
 mod outages;
+mod privileges;
 mod refusals;
 mod startup;
 mod survival;
+mod volumes;
 mod wire;
 mod workloads;

@@ -71,6 +71,15 @@ pub(crate) fn inits(cgroup: &str) -> BTreeMap<Init, String> {
     pids.into_iter().filter_map(init).collect()
 }
 
+/// A limit of every cgroup of one Pod, by the name of its file on v1 and on v2.
+pub(crate) fn limit(cgroup: &str, pod: &str, v1: &str, v2: &str) -> Vec<u64> {
+    let ours = cgroups(cgroup)
+        .into_iter()
+        .filter(|dir| dir.to_string_lossy().contains(pod));
+    let values = ours.flat_map(|dir| [v1, v2].map(|file| read(&dir.join(file))));
+    values.filter_map(|text| text.trim().parse().ok()).collect()
+}
+
 /// The command lines of all processes in the cgroups of one Pod.
 pub(crate) fn commands(cgroup: &str, pod: &str) -> Vec<String> {
     let ours = cgroups(cgroup)

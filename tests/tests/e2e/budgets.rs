@@ -1,0 +1,192 @@
+//! What a node has, what its Pods are promised, and what happens at the end of it: admission, devices, resizing.
+//!
+//! Always holds: limits are read from the kernel's files, not from what the API says of them.
+
+use serde_json::{Value, json};
+
+use crate::harness::pods::IDLE;
+use crate::harness::{Cluster, Setup, kernel, pod, shell, wait};
+
+const AGENT: &str = "[[devices]]\nname = \"skiff.io/fuse\"\npaths = [\"/dev/fuse\"]\n";
+
+#[test]
+fn what_a_node_has_is_shared_out() {
+    let dir = tempfile::tempdir().unwrap();
+    let spec = json!({
+        "cdiVersion": "0.6.0", "kind": "example.com/lamp",
+        "devices": [{ "name": "one", "containerEdits": {
+            "env": ["LAMP=one"], "deviceNodes": [{ "path": "/dev/lamp", "hostPath": "/dev/fuse" }],
+        } }],
+        "containerEdits": { "env": ["VENDOR=example"] },
+    });
+    std::fs::write(dir.path().join("lamp.json"), spec.to_string()).unwrap();
+    std::fs::write(dir.path().join("broken.json"), "{").unwrap();
+    let agent = format!("cdi_dirs = [{:?}]\n{AGENT}", dir.path());
+    let cluster = Cluster::start(&Setup {
+        images: &["busybox"],
+        agent: &agent,
+        ..Setup::default()
+    });
+    devices_are_given(&cluster);
+    what_does_not_fit_is_refused(&cluster);
+    limits_change_without_a_restart(&cluster);
+    cluster.is_empty();
+}
+
+fn asks(limits: &Value) -> Value {
+    json!({ "resources": { "limits": limits } })
+}
+
+fn with(script: &str, more: &Value) -> Value {
+    let mut container = shell(script);
+    container
+        .as_object_mut()
+        .unwrap()
+        .extend(more.as_object().unwrap().clone());
+    container
+}
+
+fn devices_are_given(cluster: &Cluster) {
+    let node: Value =
+        serde_json::from_str(&cluster.kubectl(&["get", "node", "rover", "-o", "json"]).ok()).unwrap();
+    for name in ["skiff.io/fuse", "example.com/lamp"] {
+        assert_eq!(node["status"]["allocatable"][name], "1", "{node}");
+    }
+    // One byte of /dev/fuse is refused with "not connected", which only an open device can say.
+    let script = "head -c 1 /dev/fuse 2>&1 | sed 's/.*: //'; ls /dev/lamp 2>/dev/null; echo $LAMP $VENDOR";
+    for (name, limits, expected) in [
+        (
+            "fuse",
+            json!({ "skiff.io/fuse": 1 }),
+            "Operation not permitted\n\n",
+        ),
+        (
+            "lamp",
+            json!({ "example.com/lamp": 1 }),
+            "head: /dev/fuse: No such file or directory",
+        ),
+        ("none", json!({}), "No such file or directory\n\n"),
+    ] {
+        cluster.apply(&pod(
+            name,
+            &with(script, &asks(&limits)),
+            json!({ "restartPolicy": "Never" }),
+        ));
+        cluster.phase(name, "Succeeded");
+        let said = cluster.logs(&[name]);
+        match name {
+            "lamp" => assert!(
+                said.contains("/dev/lamp") && said.contains("one example"),
+                "{said}"
+            ),
+            _ => assert_eq!(said, expected, "{name}"),
+        }
+        cluster.delete(name);
+    }
+}
+
+fn what_does_not_fit_is_refused(cluster: &Cluster) {
+    // The first holds the only device; the second has no place, wherever it is decided.
+    cluster.run(&pod(
+        "holds",
+        &with(IDLE, &asks(&json!({ "skiff.io/fuse": 1 }))),
+        json!({}),
+    ));
+    cluster.apply(&pod(
+        "second",
+        &with(IDLE, &asks(&json!({ "skiff.io/fuse": 1 }))),
+        json!({}),
+    ));
+    wait("the second to be told that there is no room", 20, || {
+        let text = cluster.kubectl(&["describe", "pod", "second"]).ok();
+        if text.contains("Insufficient skiff.io/fuse") {
+            Ok(())
+        } else {
+            Err(text)
+        }
+    });
+    // Bound by hand, it is the node that says so.
+    for (name, limits, reason) in [
+        ("third", json!({ "skiff.io/fuse": 1 }), "OutOfskiff.io/fuse"),
+        ("cpus", json!({ "cpu": "900" }), "OutOfcpu"),
+        ("bytes", json!({ "memory": "900Ti" }), "OutOfmemory"),
+        (
+            "disk",
+            json!({ "ephemeral-storage": "900Ti" }),
+            "OutOfephemeral-storage",
+        ),
+    ] {
+        let container = with(IDLE, &asks(&limits));
+        cluster.apply(&pod(name, &container, json!({ "nodeName": "rover" })));
+        let failed = cluster.phase(name, "Failed");
+        assert_eq!(failed["status"]["reason"], reason, "{failed}");
+        cluster.delete(name);
+    }
+    for name in ["holds", "second"] {
+        cluster.delete(name);
+    }
+}
+
+fn limits_change_without_a_restart(cluster: &Cluster) {
+    let container = with(
+        IDLE,
+        &json!({ "resources": {
+        "requests": { "cpu": "100m", "memory": "32Mi" }, "limits": { "cpu": "200m", "memory": "64Mi" },
+    } }),
+    );
+    let before = cluster.run(&pod("grows", &container, json!({})));
+    let uid = before["metadata"]["uid"].as_str().unwrap().to_owned();
+    let init = cluster.node.init_of(&uid);
+    let patch = json!({ "spec": { "containers": [{ "name": "main", "resources": {
+        "requests": { "cpu": "150m", "memory": "48Mi" }, "limits": { "cpu": "300m", "memory": "96Mi" },
+    } }] } });
+    let said = cluster.kubectl(&[
+        "patch",
+        "pod",
+        "grows",
+        "--subresource",
+        "resize",
+        "-p",
+        &patch.to_string(),
+    ]);
+    assert_eq!(said.code, 0, "{said}");
+    wait("the kernel's limit", 20, || {
+        let limit = kernel::limit(&cluster.node.cgroup, &uid, "memory.limit_in_bytes", "memory.max");
+        if limit.contains(&(96 << 20)) {
+            Ok(())
+        } else {
+            Err(format!("{limit:?}"))
+        }
+    });
+    let after = cluster.until("grows", "to show what is in force", 20, |it| {
+        it["status"]["containerStatuses"][0]["resources"]["limits"]["memory"] == "96Mi"
+    });
+    assert_eq!(cluster.node.init_of(&uid), init, "{after}");
+    assert_eq!(
+        after["status"]["containerStatuses"][0]["restartCount"], 0,
+        "{after}"
+    );
+    // More than the node has stays as it was, and says why.
+    let patch = json!({ "spec": { "containers": [{ "name": "main", "resources": {
+        "requests": { "cpu": "900" }, "limits": { "cpu": "900" },
+    } }] } });
+    cluster
+        .kubectl(&[
+            "patch",
+            "pod",
+            "grows",
+            "--subresource",
+            "resize",
+            "-p",
+            &patch.to_string(),
+        ])
+        .ok();
+    cluster.until("grows", "to say that it cannot be", 20, |it| {
+        it["status"]["conditions"].as_array().is_some_and(|all| {
+            all.iter()
+                .any(|it| it["type"] == "PodResizePending" && it["reason"] == "Infeasible")
+        })
+    });
+    assert_eq!(cluster.node.init_of(&uid), init);
+    cluster.delete("grows");
+}
