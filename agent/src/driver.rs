@@ -55,7 +55,7 @@ const AGAIN: Duration = Duration::from_secs(30);
 /// How often memory and disk are looked at; the server hears of it only when a condition changes.
 const LOOK: Duration = Duration::from_secs(60);
 
-/// When the start is over, and the code that only it needed is unmapped.
+/// When the start is over, and the pages of the program that only it needed are unmapped.
 const REST: Duration = Duration::from_secs(2);
 
 /// Starts whose latency is remembered for `skiff-agent status`.
@@ -175,7 +175,7 @@ impl Driver {
                 // One sleep, kept over the turns.
                 () = elapsed(&mut rest) => {
                     rest = None;
-                    if let Err(error) = skiff_sys::process::unmap_code() {
+                    if let Err(error) = skiff_sys::process::unmap_program() {
                         info!(%error, "the pages of the start stay mapped");
                     }
                 }

@@ -275,35 +275,43 @@ fn is_zombie(pid: i32) -> bool {
     })
 }
 
-/// Gives back the pages of this program's code that are mapped now; those that are used are mapped again from the page
-/// cache as they are touched. A start touches several times what an idle program does.
+/// Gives back the pages of this program's file that are mapped now: code, and data that is only read. Those that are used
+/// are mapped again from the page cache as they are touched. A start touches several times what an idle program does.
 ///
 /// # Errors
 /// When `/proc` cannot be read, or the kernel refuses.
-pub fn unmap_code() -> Result<()> {
-    let maps = fs::read_to_string("/proc/self/maps").doing("read", "/proc/self/maps")?;
+pub fn unmap_program() -> Result<()> {
+    let maps = fs::read_to_string("/proc/self/smaps").doing("read", "/proc/self/smaps")?;
     let own = fs::read_link("/proc/self/exe").doing("read", "/proc/self/exe")?;
-    for line in maps.lines() {
-        let mut words = line.split_whitespace();
-        let (Some(range), Some("r-xp")) = (words.next(), words.next()) else {
-            continue;
-        };
-        if words.nth(3).map(Path::new) != Some(&own) {
-            continue;
-        }
-        let bounds = range.split_once('-').and_then(|(start, end)| {
-            Some((
-                usize::from_str_radix(start, 16).ok()?,
-                usize::from_str_radix(end, 16).ok()?,
-            ))
-        });
-        let Some((start, end)) = bounds else { continue };
-        // SAFETY: the range is a mapping of a file that was never writable, so no page of it differs from the file, and
-        // what is dropped comes back unchanged at the next touch, this very function included.
+    for (start, end) in unchanged_parts(&maps, &own) {
+        // SAFETY: the range is a mapping of a file that cannot be written through, and no page of it differs from the file:
+        // the kernel counts none as anonymous. What is dropped comes back unchanged at the next touch, this very function
+        // included.
         let done = unsafe { libc::madvise(start as *mut libc::c_void, end - start, libc::MADV_DONTNEED) };
-        check(done.into()).doing("unmap code of", own.display())?;
+        check(done.into()).doing("unmap pages of", own.display())?;
     }
     Ok(())
+}
+
+/// The mappings of `program` in an `smaps` that cannot be written and have no page of their own (proc(5)).
+fn unchanged_parts(smaps: &str, program: &Path) -> Vec<(usize, usize)> {
+    let mut found = Vec::new();
+    let mut candidate = None;
+    for line in smaps.lines() {
+        let mut words = line.split_whitespace();
+        let (first, second) = (words.next().unwrap_or(""), words.next().unwrap_or(""));
+        if first == "Anonymous:" {
+            // Relocated data was written once and then protected: it would be lost.
+            found.extend(candidate.take().filter(|_| second == "0"));
+        } else if let Some((start, end)) = first.split_once('-') {
+            let bounds = usize::from_str_radix(start, 16)
+                .ok()
+                .zip(usize::from_str_radix(end, 16).ok());
+            let ours = matches!(second, "r-xp" | "r--p") && words.nth(3).map(Path::new) == Some(program);
+            candidate = bounds.filter(|_| ours);
+        }
+    }
+    found
 }
 
 /// How a process ended.
@@ -516,5 +524,33 @@ mod tests {
         assert_eq!(Ended::Exited(3).code(), 3);
         assert_eq!(Ended::Signaled(9).code(), 137);
         assert_eq!(Ended::Signaled(9).signal(), Some(9));
+    }
+}
+
+#[cfg(test)]
+mod program_tests {
+    use super::*;
+
+    #[test]
+    fn only_what_equals_the_file_is_given_back() {
+        let part = |range: &str, mode: &str, file: &str, anonymous: u32| {
+            format!(
+                "{range} {mode} 00000000 fe:00 12 {file}\nSize: 4 kB\nAnonymous: {anonymous} kB\nVmFlags: rd\n"
+            )
+        };
+        let smaps = [
+            part("1000-2000", "r--p", "/bin/a", 0),
+            part("2000-3000", "r-xp", "/bin/a", 0),
+            part("3000-4000", "r--p", "/bin/a", 4),
+            part("4000-5000", "rw-p", "/bin/a", 0),
+            part("5000-6000", "r-xp", "/bin/b", 0),
+            part("6000-7000", "r--p", "", 0),
+        ]
+        .concat();
+        assert_eq!(
+            unchanged_parts(&smaps, Path::new("/bin/a")),
+            [(0x1000, 0x2000), (0x2000, 0x3000)]
+        );
+        unmap_program().unwrap();
     }
 }
