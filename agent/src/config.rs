@@ -37,6 +37,9 @@ pub(crate) struct Config {
     pub bridge: String,
     /// The Pods' network, as `10.88.0.0/16`.
     pub pod_cidr: String,
+    /// Have the kernel pass packets on between Pods and other machines (`net.ipv4.ip_forward`). Without it Pods reach
+    /// only this node, and ports of the node only its own processes.
+    pub ip_forward: bool,
     /// Bytes of log kept for one container.
     pub log_bytes: u64,
     /// Bytes of one journal segment; there are two.
@@ -88,6 +91,7 @@ impl Default for Config {
             pids_per_container: 1024,
             bridge: "skiff0".to_owned(),
             pod_cidr: "10.88.0.0/16".to_owned(),
+            ip_forward: true,
             log_bytes: 1 << 20,
             journal_segment_bytes: 4 << 20,
             keepalive_seconds: 60,

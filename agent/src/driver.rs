@@ -35,6 +35,7 @@ use crate::ledger::{Ledger, Room};
 use crate::link::{self, Incoming, Link};
 use crate::local::{self, Query};
 use crate::logs::Streams;
+use crate::network::Network;
 use crate::node::Node;
 use crate::plan::{self, Facts};
 use crate::shims::{Command, NOTE_FORMAT, Note, Place, Shims};
@@ -91,6 +92,9 @@ pub(crate) struct Driver {
     /// Microseconds from spec to first process, the latest last.
     pub(crate) latencies: Vec<u64>,
     refusals: BTreeMap<&'static str, u64>,
+    network: Network,
+    /// A sandbox came or went since the network was looked at.
+    network_stale: bool,
 }
 
 impl Driver {
@@ -136,6 +140,8 @@ impl Driver {
             arrived: BTreeMap::new(),
             latencies: Vec::new(),
             refusals: BTreeMap::new(),
+            network: Network::default(),
+            network_stale: true,
         }
     }
 
@@ -253,7 +259,11 @@ impl Driver {
                     self.latencies.push(micros);
                 }
             }
+            Event::SandboxReady(_) | Event::SandboxFailed(..) | Event::ShimLost(_) => {
+                self.network_stale = true
+            }
             Event::Removed(uid) => {
+                self.network_stale = true;
                 self.shims.forget(*uid);
                 self.arrived.remove(uid);
                 self.stop_signals.retain(|(pod, _), _| pod != uid);
@@ -342,6 +352,11 @@ impl Driver {
         }
         if refused && self.reconnect_at.is_none() {
             self.reconnect_at = Some(Instant::now() + AGAIN);
+        }
+        if std::mem::take(&mut self.network_stale)
+            && let Some(error) = self.network.refresh(&self.core, &self.config)
+        {
+            self.node.network_answered(error);
         }
         if self.node.take_changed() {
             let info = self.node.info(&self.config, &self.place);

@@ -13,6 +13,7 @@ mod ledger;
 mod link;
 mod local;
 mod logs;
+mod network;
 mod node;
 mod plan;
 mod shims;

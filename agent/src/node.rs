@@ -19,6 +19,7 @@ pub(crate) struct Node {
     address: String,
     bounding: Vec<String>,
     journal_error: Option<String>,
+    network_error: Option<String>,
     /// Low on memory, low on disk, as last looked at.
     pressure: (bool, bool),
     /// A condition changed since it was last told.
@@ -40,6 +41,7 @@ impl Node {
             address: address(),
             bounding: bounding.into_iter().map(str::to_owned).collect(),
             journal_error: None,
+            network_error: None,
             pressure: (false, false),
             changed: false,
         }
@@ -101,6 +103,12 @@ impl Node {
     pub(crate) fn journal_answered(&mut self, error: Option<&anyhow::Error>) {
         self.changed |= error.is_some() != self.journal_error.is_some();
         self.journal_error = error.map(|error| format!("{error:#}"));
+    }
+
+    /// Notes why the kernel does not lead ports of the node to Pods, if it does not.
+    pub(crate) fn network_answered(&mut self, error: Option<String>) {
+        self.changed = true;
+        self.network_error = error;
     }
 
     /// Looks at memory and disk again.
@@ -194,6 +202,9 @@ impl Node {
         }
         if let Some(error) = &self.journal_error {
             add("JournalUnwritable", true, "JournalError", error.clone());
+        }
+        if let Some(error) = &self.network_error {
+            add("HostPortsDegraded", true, "KernelLacks", error.clone());
         }
         for (kind, message) in lacking(&place.cgroups) {
             add(kind, true, "KernelLacks", message);

@@ -53,6 +53,7 @@ pub(crate) fn run(config: &Config) -> Result<()> {
         crate::shims::clear_now(&cgroups, &path, &state).map_err(anyhow::Error::msg)?;
         ended += 1;
     }
+    crate::network::remove(config);
     skiff_sys::netlink::Netlink::open()?.delete_link(&config.bridge)?;
     skiff_sys::mount::unmount_all_under(&config.run_dir)?;
     cgroups.remove(&config.cgroup, Duration::from_secs(5))?;

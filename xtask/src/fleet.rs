@@ -122,7 +122,7 @@ impl Layout {
 
     fn write_config(&self) -> Result<()> {
         let text = format!(
-            "state_dir = {:?}\nrun_dir = {:?}\ncgroup = {:?}\nbridge = {:?}\npod_cidr = \"10.213.0.0/16\"\n",
+            "state_dir = {:?}\nrun_dir = {:?}\ncgroup = {:?}\nbridge = {:?}\npod_cidr = \"10.213.0.0/16\"\nip_forward = false\n",
             self.state.display().to_string(),
             self.run.display().to_string(),
             self.cgroup,

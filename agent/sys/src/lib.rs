@@ -14,6 +14,7 @@ mod error;
 pub mod fs;
 pub mod mount;
 pub mod netlink;
+pub mod nft;
 pub mod process;
 pub mod sandbox;
 pub mod seccomp;

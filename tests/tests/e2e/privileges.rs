@@ -48,6 +48,7 @@ fn rights_are_given_by_spec_and_policy() {
     privileges_are_given(&cluster);
     profiles_are_applied(&cluster);
     terminals_are_given(&cluster);
+    ports_of_the_node_lead_to_pods(&cluster);
     cluster.is_empty();
 }
 
@@ -233,5 +234,38 @@ fn terminals_are_given(cluster: &Cluster) {
             &json!({})
         ),
         "none\n"
+    );
+}
+
+fn ports_of_the_node_lead_to_pods(cluster: &Cluster) {
+    let port = crate::harness::cluster::free_port().port();
+    let mut container = shell("mkdir /www; echo from the pod > /www/index.html; httpd -f -p 8080 -h /www");
+    container["ports"] = json!([{ "containerPort": 8080, "hostPort": port }]);
+    let running = cluster.run(&pod("web", &container, json!({})));
+    let address = running["status"]["hostIP"]
+        .as_str()
+        .unwrap_or("127.0.0.1")
+        .to_owned();
+    for to in ["127.0.0.1", &address] {
+        let answer = wait("an answer through the node's port", 20, || {
+            crate::harness::cluster::get(to, port, "/")
+        });
+        assert!(answer.contains("from the pod"), "{to}: {answer}");
+    }
+    // A second Pod on this node has no place for it.
+    cluster.apply(&pod("second", &container, json!({})));
+    wait("the second to be told that the port is taken", 20, || {
+        let text = cluster.kubectl(&["describe", "pod", "second"]).ok();
+        if text.contains("free ports") {
+            Ok(())
+        } else {
+            Err(text)
+        }
+    });
+    cluster.delete("second");
+    cluster.delete("web");
+    assert!(
+        crate::harness::cluster::get("127.0.0.1", port, "/").is_err(),
+        "the port leads nowhere any more"
     );
 }

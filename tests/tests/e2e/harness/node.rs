@@ -70,7 +70,8 @@ impl Node {
         let (second, third) = (90 + pid % 100, (pid / 100 + count) % 256);
         let text = format!(
             "state_dir = {:?}\nrun_dir = {:?}\ncgroup = {:?}\nbridge = {:?}\n\
-             pod_cidr = \"10.{second}.{third}.0/24\"\nreconnect_cap_seconds = 2\nkeepalive_seconds = 5\n{extra}",
+             pod_cidr = \"10.{second}.{third}.0/24\"\nip_forward = false\nreconnect_cap_seconds = 2\n\
+             keepalive_seconds = 5\n{extra}",
             node.state,
             node.run.join("node"),
             node.cgroup,
@@ -225,6 +226,16 @@ impl Node {
                 .iter()
                 .map(|it| format!("cgroup {}", it.display())),
         );
+        let tables = Command::new("nft").args(["list", "tables"]).output();
+        let tables = tables.map(|it| String::from_utf8_lossy(&it.stdout).into_owned());
+        let ours = self.table();
+        left.extend(
+            tables
+                .unwrap_or_default()
+                .lines()
+                .filter(|it| it.ends_with(&ours))
+                .map(str::to_owned),
+        );
         let mounts = [&self.state, &self.run]
             .into_iter()
             .flat_map(|dir| kernel::mounts(dir));
@@ -250,6 +261,11 @@ impl Node {
         left.sort();
         left.dedup();
         left
+    }
+
+    /// The node's table in the packet filter.
+    fn table(&self) -> String {
+        format!("skiff_{}", self.bridge)
     }
 
     /// Removes what should not be there. Only what carries this node's names is touched.
@@ -278,6 +294,10 @@ impl Node {
             }
             std::thread::sleep(Duration::from_millis(50));
         }
+        Command::new("nft")
+            .args(["delete", "table", &self.table()])
+            .output()
+            .ok();
         if kernel::has_interface(&self.bridge) {
             Command::new("ip")
                 .args(["link", "delete", &self.bridge])
