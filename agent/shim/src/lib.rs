@@ -21,6 +21,7 @@ use skiff_sys::cgroup::{self, Cgroups};
 
 pub mod client;
 mod connection;
+mod execs;
 mod lines;
 mod operation;
 mod output;
@@ -29,6 +30,7 @@ pub mod protocol;
 mod requests;
 pub mod ring;
 mod server;
+mod updates;
 
 pub use pod::{Leftover, collect};
 

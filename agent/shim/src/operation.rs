@@ -6,16 +6,23 @@ use std::os::fd::BorrowedFd;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use serde::de::DeserializeOwned;
 use skiff_sys::cgroup::Cgroups;
-use skiff_sys::container::{self, Remains, Stdio};
+use skiff_sys::container::{self, Exec, Execution, Remains, Stdio};
 use skiff_sys::process::{self, Child, Report};
-use skiff_sys::{ContainerConfig, KernelError, Result, RunError, SandboxConfig, Started, sandbox};
+use skiff_sys::{ContainerConfig, KernelError, Limits, Result, RunError, SandboxConfig, Started, sandbox};
 
 /// How long the kernel may take to end and remove what is there.
 pub(crate) const REMOVE_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// How long a sandbox may take.
 pub(crate) const SANDBOX_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// How long the kernel may take to change limits: a v1 one frees memory meanwhile.
+pub(crate) const UPDATE_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// What a command in a container may take beyond its own timeout: to be entered, killed and cleared away.
+const EXEC_MARGIN: Duration = Duration::from_secs(15);
 
 /// Who is to be told about the outcome.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,13 +47,36 @@ pub(crate) enum Purpose {
     Delete {
         container: String,
     },
+    /// A command in a container, in this place among those that run at once.
+    Exec {
+        container: String,
+        place: usize,
+        group: String,
+    },
+    /// Ending what a command has left whose operation is lost.
+    EndExec {
+        place: usize,
+    },
+    Update(Box<Update>),
     Shutdown,
+}
+
+/// Limits of a container, and of its Pod, as they are and as they are to be.
+#[derive(Debug)]
+pub(crate) struct Update {
+    /// `None` changes the Pod's limits only.
+    pub(crate) container: Option<String>,
+    pub(crate) old: Limits,
+    pub(crate) new: Limits,
+    pub(crate) old_pod: Limits,
+    pub(crate) new_pod: Limits,
 }
 
 /// How it ended.
 #[derive(Debug)]
 pub(crate) enum Outcome {
     Started(Started),
+    Executed(Execution),
     Done,
     RunFailed(RunError),
     Failed(String),
@@ -63,7 +93,15 @@ pub(crate) struct Operation {
     pub(crate) asker: Asker,
     pub(crate) deadline: Instant,
     child: Child,
-    runs: bool,
+    kind: Kind,
+}
+
+/// What its report looks like.
+#[derive(Clone, Copy, Debug)]
+enum Kind {
+    Run,
+    Exec,
+    Plain,
 }
 
 impl Operation {
@@ -85,8 +123,62 @@ impl Operation {
             asker,
             deadline: Instant::now() + timeout,
             child,
-            runs: true,
+            kind: Kind::Run,
         })
+    }
+
+    /// Runs a command in a container.
+    pub(crate) fn exec(exec: &Exec<'_>, cgroups: &Cgroups, place: usize, asker: Asker) -> Result<Self> {
+        let child = process::fork_child(|| container::exec(exec, cgroups))?;
+        let purpose = Purpose::Exec {
+            container: exec.container.id.clone(),
+            place,
+            group: exec.group.clone(),
+        };
+        Ok(Self {
+            purpose,
+            asker,
+            deadline: Instant::now() + exec.timeout + EXEC_MARGIN,
+            child,
+            kind: Kind::Exec,
+        })
+    }
+
+    /// Kills and clears away what a command has left.
+    pub(crate) fn end_exec(group: &str, place: usize, cgroups: &Cgroups, asker: Asker) -> Result<Self> {
+        Self::plain(Purpose::EndExec { place }, asker, REMOVE_TIMEOUT, || {
+            let killed = cgroups.kill_all(group, REMOVE_TIMEOUT);
+            // Zombies may keep it; the next command in this place takes it as it is.
+            let _ = cgroups.remove(group, Duration::ZERO);
+            killed
+        })
+    }
+
+    /// Changes limits.
+    pub(crate) fn update(
+        update: Update,
+        paths: (&str, Option<&str>),
+        cgroups: &Cgroups,
+        asker: Asker,
+    ) -> Result<Self> {
+        let (old, new, old_pod, new_pod) = (
+            update.old.clone(),
+            update.new.clone(),
+            update.old_pod.clone(),
+            update.new_pod.clone(),
+        );
+        Self::plain(Purpose::Update(Box::new(update)), asker, UPDATE_TIMEOUT, || {
+            let (pod, container) = paths;
+            match container {
+                Some(container) => cgroups.change_both((pod, &old_pod, &new_pod), (container, &old, &new)),
+                None => cgroups.change_limits(pod, &old_pod, &new_pod),
+            }
+        })
+    }
+
+    /// Ends it at once; it makes no report any more.
+    pub(crate) fn abort(&self) {
+        let _ = process::kill(self.child.pid, 9);
     }
 
     /// Removes containers.
@@ -146,8 +238,18 @@ impl Operation {
             asker,
             deadline: Instant::now() + timeout,
             child,
-            runs: false,
+            kind: Kind::Plain,
         })
+    }
+
+    /// Whether a container comes of it.
+    pub(crate) fn is_start(&self) -> bool {
+        matches!(self.purpose, Purpose::Run { .. })
+    }
+
+    /// Whether nothing but the one who asked waits for it: a command in a container, or the end of one.
+    pub(crate) fn is_exec(&self) -> bool {
+        matches!(self.purpose, Purpose::Exec { .. } | Purpose::EndExec { .. })
     }
 
     pub(crate) fn pid(&self) -> i32 {
@@ -160,25 +262,28 @@ impl Operation {
 
     /// How it ended, if it has. Past its deadline it is killed.
     pub(crate) fn poll(&mut self, now: Instant) -> Option<Outcome> {
-        let report = if self.runs {
-            match self.child.poll::<std::result::Result<Started, RunError>>() {
-                Report::Pending => None,
-                Report::Done(Ok(started)) => Some(Outcome::Started(started)),
-                Report::Done(Err(error)) => Some(Outcome::RunFailed(error)),
-                Report::Lost => Some(Outcome::Lost { timed_out: false }),
-            }
-        } else {
-            match self.child.poll::<std::result::Result<(), String>>() {
-                Report::Pending => None,
-                Report::Done(Ok(())) => Some(Outcome::Done),
-                Report::Done(Err(error)) => Some(Outcome::Failed(error)),
-                Report::Lost => Some(Outcome::Lost { timed_out: false }),
-            }
+        let report = match self.kind {
+            Kind::Run => self.outcome(Outcome::Started, Outcome::RunFailed),
+            Kind::Exec => self.outcome(Outcome::Executed, Outcome::RunFailed),
+            Kind::Plain => self.outcome(|()| Outcome::Done, Outcome::Failed),
         };
         if report.is_none() && now >= self.deadline {
             let _ = process::kill(self.child.pid, 9);
             return Some(Outcome::Lost { timed_out: true });
         }
         report
+    }
+
+    fn outcome<T: DeserializeOwned, E: DeserializeOwned>(
+        &mut self,
+        done: impl FnOnce(T) -> Outcome,
+        failed: impl FnOnce(E) -> Outcome,
+    ) -> Option<Outcome> {
+        match self.child.poll::<std::result::Result<T, E>>() {
+            Report::Pending => None,
+            Report::Done(Ok(value)) => Some(done(value)),
+            Report::Done(Err(error)) => Some(failed(error)),
+            Report::Lost => Some(Outcome::Lost { timed_out: false }),
+        }
     }
 }

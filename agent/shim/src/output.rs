@@ -1,4 +1,5 @@
-//! A container's output: two pipes, read without waiting, cut into lines, written to its ring.
+//! A container's output: two pipes, or a terminal, read without waiting, cut into lines, written to its ring; and the other
+//! end of its input.
 //!
 //! Always holds: one wake-up reads at most [`MAX_ROUND`] bytes of a stream, so a chatty container cannot starve the others;
 //! the big buffer lives for one wake-up only, because an idle shim is to be small.
@@ -7,10 +8,11 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::fchown;
+use std::os::unix::net::UnixStream;
 use std::path::Path;
 
 use skiff_sys::container::Stdio;
-use skiff_sys::{KernelError, process};
+use skiff_sys::{KernelError, process, terminal};
 
 use crate::lines::Lines;
 use crate::protocol::LogState;
@@ -42,19 +44,35 @@ pub(crate) struct Output {
     streams: [Option<File>; 2],
     lines: [Lines; 2],
     writer: Writer,
+    /// Over which the terminal comes when the container has made it.
+    console: Option<UnixStream>,
+    /// The container's end of its terminal: while it is open, ours can be read.
+    slave: Option<OwnedFd>,
+    /// The other end of its standard input, for whoever attaches.
+    stdin: Option<OwnedFd>,
+}
+
+/// What a container's streams are.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Streams {
+    /// A terminal instead of pipes.
+    pub(crate) tty: bool,
+    /// An input that stays open, instead of nothing.
+    pub(crate) stdin: bool,
+    /// Whose they are: programs that are not root reopen them as `/dev/stdout`.
+    pub(crate) uid: u32,
 }
 
 /// Index of each stream.
 const STREAMS: [Stream; 2] = [Stream::Stdout, Stream::Stderr];
 
 impl Output {
-    /// Makes the ring `<dir>/<attempt>.ring` and the pipes. They belong to `uid`, because programs that are not root
-    /// reopen them as `/dev/stdout`.
+    /// Makes the ring `<dir>/<attempt>.ring` and the streams.
     pub(crate) fn create(
         dir: &Path,
         attempt: u32,
         capacity: u64,
-        uid: u32,
+        wanted: Streams,
     ) -> Result<(Self, Stdio), OutputError> {
         let directory = |cause| OutputError::Directory {
             path: dir.display().to_string(),
@@ -63,31 +81,65 @@ impl Output {
         std::fs::create_dir_all(dir).map_err(directory)?;
         remove_old(dir, attempt).map_err(directory)?;
         let writer = Writer::create(&dir.join(format!("{attempt}.ring")), capacity)?;
-        let (stdout, out) = process::unbreakable_pipe()?;
-        let (stderr, err) = process::unbreakable_pipe()?;
-        for end in [&out, &err] {
-            fchown(end, Some(uid), None).map_err(directory)?;
-        }
-        let null = File::open("/dev/null").map_err(directory)?;
-        let stdio = Stdio {
-            stdin: null.into(),
-            stdout: out,
-            stderr: err,
+        let null = || File::options().read(true).write(true).open("/dev/null");
+        let mut output = Self {
+            streams: [None, None],
+            lines: Default::default(),
+            writer,
+            console: None,
+            slave: None,
+            stdin: None,
         };
-        let streams = [stdout, stderr].map(|end: OwnedFd| Some(File::from(end)));
-        Ok((
-            Self {
-                streams,
-                lines: Default::default(),
-                writer,
-            },
-            stdio,
-        ))
+        let mut stdio = Stdio {
+            stdin: null().map_err(directory)?.into(),
+            stdout: null().map_err(directory)?.into(),
+            stderr: null().map_err(directory)?.into(),
+            console: None,
+        };
+        if wanted.tty {
+            let (ours, theirs) = UnixStream::pair().map_err(directory)?;
+            ours.set_nonblocking(true).map_err(directory)?;
+            output.console = Some(ours);
+            stdio.console = Some(theirs.into());
+            return Ok((output, stdio));
+        }
+        if wanted.stdin {
+            let (theirs, ours) = process::pipe()?;
+            process::set_nonblocking(&ours)?;
+            fchown(&theirs, Some(wanted.uid), None).map_err(directory)?;
+            (output.stdin, stdio.stdin) = (Some(ours), theirs);
+        }
+        for (ours, theirs) in output
+            .streams
+            .iter_mut()
+            .zip([&mut stdio.stdout, &mut stdio.stderr])
+        {
+            let (reader, writer) = process::unbreakable_pipe()?;
+            fchown(&writer, Some(wanted.uid), None).map_err(directory)?;
+            (*ours, *theirs) = (Some(File::from(reader)), writer);
+        }
+        Ok((output, stdio))
+    }
+
+    /// Takes the terminal, if it has come.
+    fn take_terminal(&mut self) {
+        let Some(console) = &self.console else { return };
+        match terminal::receive(console.as_fd()) {
+            Ok(None) => {}
+            Ok(Some(terminal)) => {
+                self.streams[0] = Some(File::from(terminal.master));
+                self.slave = Some(terminal.slave);
+                self.console = None;
+            }
+            // The start has failed, which is told elsewhere.
+            Err(_) => self.console = None,
+        }
     }
 
     /// Descriptors that have output when they are readable.
     pub(crate) fn fds(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
-        self.streams.iter().flatten().map(AsFd::as_fd)
+        let console = self.console.iter().map(AsFd::as_fd);
+        self.streams.iter().flatten().map(AsFd::as_fd).chain(console)
     }
 
     /// Writes what has come to the ring.
@@ -100,6 +152,7 @@ impl Output {
         // A pipe holds at most what the kernel lets a user set; what outlives the container cannot keep us here.
         self.read(8 * MAX_ROUND);
         self.streams = [None, None];
+        (self.console, self.slave, self.stdin) = (None, None, None);
         let now = process::unix_ns();
         for (stream, lines) in STREAMS.iter().zip(&mut self.lines) {
             lines.finish(&mut |bytes, partial| self.writer.append(*stream, now, partial, bytes));
@@ -108,11 +161,13 @@ impl Output {
     }
 
     fn read(&mut self, limit: usize) {
+        self.take_terminal();
         let mut buffer = vec![0; BUFFER];
         let Self {
             streams,
             lines,
             writer,
+            ..
         } = self;
         for ((stream, end), lines) in STREAMS.iter().zip(streams).zip(lines) {
             let mut left = limit;

@@ -17,7 +17,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use skiff_sys::container::Remains;
 use skiff_sys::process::{self, Ended};
-use skiff_sys::{SandboxConfig, Started};
+use skiff_sys::{ContainerConfig, SandboxConfig, Started};
 
 use crate::output::Output;
 use crate::protocol::{ContainerState, Exit, Phase, Stamp};
@@ -28,7 +28,8 @@ use crate::{EXIT_DIR, SANDBOX_FILE};
 pub(crate) struct Container {
     pub(crate) name: String,
     pub(crate) attempt: u32,
-    pub(crate) memory_limit: Option<u64>,
+    /// As it was asked for, without what only a start needs.
+    pub(crate) config: Box<ContainerConfig>,
     pub(crate) remains: Remains,
     pub(crate) output: Output,
     pub(crate) life: Life,

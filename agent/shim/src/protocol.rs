@@ -387,6 +387,30 @@ mod tests {
         };
         check(request(300, signal), &[0, 0, 0, 7, 1, 0xac, 2, 2, 1, b'a', 30]);
         check(request(0, RequestBody::Shutdown), &[0, 0, 0, 3, 1, 0, 6]);
+        let exec = RequestBody::Exec(ExecRequest {
+            container: "a".into(),
+            config: ExecConfig {
+                args: vec!["b".into()],
+            },
+            timeout_ms: 300,
+            output: 10,
+        });
+        check(
+            request(1, exec),
+            &[0, 0, 0, 11, 1, 1, 7, 1, b'a', 1, 1, b'b', 0xac, 2, 10],
+        );
+        let update = RequestBody::Update {
+            container: "a".into(),
+            limits: Limits {
+                memory_bytes: Some(9),
+                oom_group: true,
+                ..Limits::default()
+            },
+        };
+        check(
+            request(1, update),
+            &[0, 0, 0, 17, 1, 1, 8, 1, b'a', 1, 9, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0],
+        );
     }
 
     #[test]

@@ -5,10 +5,11 @@
 
 use std::time::{Duration, Instant};
 
-use skiff_sys::{RunError, SandboxConfig, process};
+use skiff_sys::{ContainerConfig, RunError, SandboxConfig, process};
 
+use crate::execs::executed;
 use crate::operation::{Asker, Operation, Outcome, Purpose};
-use crate::output::Output;
+use crate::output::{Output, Streams};
 use crate::pod::{self, Container, Life};
 use crate::protocol::{ReplyBody, RequestBody, RunRequest, ShimError, State};
 use crate::server::Server;
@@ -20,7 +21,7 @@ const MAX_CONTAINERS: usize = 64;
 /// Longest that a start may take.
 const MAX_RUN_TIMEOUT: Duration = Duration::from_secs(600);
 
-type Answer = Result<Option<ReplyBody>, ShimError>;
+pub(crate) type Answer = Result<Option<ReplyBody>, ShimError>;
 
 impl Server {
     /// Does what can be done at once, and begins what cannot.
@@ -40,15 +41,17 @@ impl Server {
             RequestBody::Delete { container } => self.delete(asker, container),
             RequestBody::State => Ok(Some(ReplyBody::State(self.state()))),
             RequestBody::Shutdown => self.shut_down(asker),
-            RequestBody::Exec(_) | RequestBody::Update { .. } => {
-                Err(ShimError::Kernel("this shim cannot do that yet".to_owned()))
-            }
+            RequestBody::Exec(request) => self.exec(asker, &request),
+            RequestBody::Update { container, limits } => self.update(asker, container, limits),
         }
     }
 
     fn make_sandbox(&mut self, asker: Asker, config: SandboxConfig) -> Answer {
         if self.sandbox.as_ref() == Some(&config) {
             return Ok(Some(ReplyBody::Done));
+        }
+        if let Some(limits) = self.other_pod_limits(&config) {
+            return self.update_pod(asker, limits);
         }
         let making = self
             .operations
@@ -95,7 +98,12 @@ impl Server {
             });
         }
         let dir = self.pod_dir.join(LOG_DIR).join(&name);
-        let made = Output::create(&dir, attempt, log.capacity, config.user.uid);
+        let streams = Streams {
+            tty: config.tty,
+            stdin: config.stdin,
+            uid: config.user.uid,
+        };
+        let made = Output::create(&dir, attempt, log.capacity, streams);
         let (output, stdio) = made.map_err(|error| ShimError::Kernel(error.to_string()))?;
         let timeout = Duration::from_millis(timeout_ms).min(MAX_RUN_TIMEOUT);
         let begun = Operation::run(&config, stdio, &self.cgroups, timeout, asker);
@@ -103,8 +111,13 @@ impl Server {
         let container = Container {
             name,
             attempt,
-            memory_limit: config.resources.memory_bytes,
             remains: skiff_sys::container::Remains::of(&config),
+            config: Box::new(ContainerConfig {
+                mounts: Vec::new(),
+                devices: Vec::new(),
+                hooks: Vec::new(),
+                ..config
+            }),
             output,
             life: Life::Starting,
         };
@@ -169,7 +182,12 @@ impl Server {
             Purpose::Run { container, .. }
             | Purpose::Undo { container, .. }
             | Purpose::Delete { container } => container == id,
-            Purpose::MakeSandbox(_) | Purpose::Shutdown => false,
+            // A command in it ends when it ends.
+            Purpose::Exec { .. }
+            | Purpose::EndExec { .. }
+            | Purpose::Update(_)
+            | Purpose::MakeSandbox(_)
+            | Purpose::Shutdown => false,
         })
     }
 
@@ -181,17 +199,18 @@ impl Server {
             pid: std::process::id() as i32,
             sandbox: self.sandbox.clone(),
             containers: self.containers.iter().map(show).collect(),
-            busy: !self.operations.is_empty(),
+            busy: self.operations.iter().any(|operation| !operation.is_exec()),
         }
     }
 
     fn shut_down(&mut self, asker: Asker) -> Answer {
         // A start or a sandbox in the making would outlive what is removed here.
-        if !self.operations.is_empty() {
+        if self.operations.iter().any(|operation| !operation.is_exec()) {
             return Err(ShimError::Sandbox(
                 "is busy; try again when the operations under way have ended".to_owned(),
             ));
         }
+        self.abort_execs();
         let remains: Vec<_> = self
             .containers
             .values()
@@ -253,6 +272,15 @@ impl Server {
                 Ok(Some(ReplyBody::Done))
             }
             (Purpose::Delete { .. }, outcome) => Err(ShimError::Kernel(describe(outcome))),
+            (Purpose::Exec { .. }, Outcome::Executed(execution)) => Ok(Some(executed(execution))),
+            (Purpose::Exec { .. }, Outcome::RunFailed(error)) => Err(ShimError::Run(error)),
+            (Purpose::Exec { place, group, .. }, outcome) => {
+                self.end_exec(asker, &group, place);
+                Err(ShimError::Kernel(describe(outcome)))
+            }
+            // It has been answered.
+            (Purpose::EndExec { .. }, _) => Ok(None),
+            (Purpose::Update(update), outcome) => self.updated(*update, outcome),
             (Purpose::MakeSandbox(config), Outcome::Done) => {
                 self.sandbox = Some(*config);
                 Ok(Some(ReplyBody::Done))
@@ -300,7 +328,7 @@ impl Server {
         let killed = |container: &&Container| self.cgroups.oom_kills(&container.remains.cgroup_path) > 0;
         match container
             .filter(killed)
-            .and_then(|container| container.memory_limit)
+            .and_then(|container| container.config.resources.memory_bytes)
         {
             Some(limit) => RunError::OutOfMemory {
                 id: id.to_owned(),
@@ -347,19 +375,19 @@ fn forget_ring(output: &Output) {
     let _ = std::fs::remove_file(output.state().path);
 }
 
-fn wrong_state(container: &str, state: &str) -> ShimError {
+pub(crate) fn wrong_state(container: &str, state: &str) -> ShimError {
     ShimError::WrongState {
         container: container.to_owned(),
         state: state.to_owned(),
     }
 }
 
-fn describe(outcome: Outcome) -> String {
+pub(crate) fn describe(outcome: Outcome) -> String {
     match outcome {
         Outcome::Failed(reason) => reason,
         Outcome::RunFailed(error) => error.to_string(),
         Outcome::Lost { timed_out: true } => "no answer in time; the attempt was killed".to_owned(),
         Outcome::Lost { timed_out: false } => "the operation's process died".to_owned(),
-        Outcome::Started(_) | Outcome::Done => "an unexpected answer".to_owned(),
+        Outcome::Started(_) | Outcome::Executed(_) | Outcome::Done => "an unexpected answer".to_owned(),
     }
 }

@@ -265,6 +265,7 @@ impl Server {
 
     /// Waits for every child that has ended.
     fn reap(&mut self) {
+        let starting = self.operations.iter().any(Operation::is_start);
         while let Some((pid, ended)) = process::reap() {
             let running = self
                 .containers
@@ -280,13 +281,13 @@ impl Server {
                 // An operation's own end is of no interest: its report is.
                 None if self.operations.iter().any(|operation| operation.pid() == pid) => {}
                 // It may be the first process of a container whose start is not reported yet.
-                None if !self.operations.is_empty() && self.stray_exits.len() < MAX_STRAY_EXITS => {
+                None if starting && self.stray_exits.len() < MAX_STRAY_EXITS => {
                     self.stray_exits.push((pid, ended));
                 }
                 None => {}
             }
         }
-        if self.operations.is_empty() {
+        if !starting {
             self.stray_exits.clear();
         }
     }

@@ -9,7 +9,8 @@ use std::fs;
 use std::time::{Duration, Instant};
 
 use common::{Pod, TIMEOUT};
-use skiff_shim::protocol::RequestBody;
+use skiff_shim::protocol::{ExecRequest, RequestBody};
+use skiff_sys::ExecConfig;
 
 fn median(mut times: Vec<Duration>) -> Duration {
     times.sort_unstable();
@@ -45,6 +46,37 @@ fn sandbox_and_first_container() {
         "shim {shim:?} (with the test's own image), sandbox {sandbox:?}, first container {first:?}, next {next:?}"
     );
     assert!(sandbox + first < Duration::from_millis(200));
+}
+
+#[test]
+#[ignore = "a measurement"]
+fn a_command_in_a_container() {
+    let mut pod = Pod::sandboxed(34);
+    pod.run(pod.command("app", &["sleep", "60"])).unwrap();
+    let mut times = Vec::new();
+    for pause in [0, 200] {
+        for _ in 0..50 {
+            std::thread::sleep(Duration::from_millis(pause));
+            let begun = Instant::now();
+            let request = ExecRequest {
+                container: "app".into(),
+                config: ExecConfig {
+                    args: vec!["true".into()],
+                },
+                timeout_ms: 10_000,
+                output: 1024,
+            };
+            pod.call(RequestBody::Exec(request)).unwrap();
+            times.push(begun.elapsed());
+        }
+    }
+    let (busy, idle) = times.split_at(50);
+    println!(
+        "exec of true: {:?} one after the other, {:?} now and then",
+        median(busy.to_vec()),
+        median(idle.to_vec())
+    );
+    pod.shut_down();
 }
 
 #[test]

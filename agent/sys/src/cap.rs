@@ -103,9 +103,9 @@ pub fn bounding() -> Result<u64> {
         .doing("parse", "/proc/self/status")
 }
 
-/// Leaves this thread with exactly these capabilities: bounding, permitted and effective; inheritable and ambient are
-/// emptied. CAP_SETPCAP must be held.
-pub(crate) fn limit_to(set: u64) -> Result<()> {
+/// Takes from this thread, for good, what is not in the set: nothing that it executes can get it back. CAP_SETPCAP must be
+/// held; what the thread holds already it keeps.
+pub(crate) fn drop_bounding(set: u64) -> Result<()> {
     for bit in 0..NAMES.len() as u32 {
         if set & (1 << bit) == 0 {
             // SAFETY: PR_CAPBSET_DROP takes one integer. EINVAL: the kernel is older than this capability.
@@ -117,6 +117,11 @@ pub(crate) fn limit_to(set: u64) -> Result<()> {
             }
         }
     }
+    Ok(())
+}
+
+/// Leaves this thread with exactly these capabilities, permitted and effective; inheritable and ambient are emptied.
+pub(crate) fn hold(set: u64) -> Result<()> {
     let header = Header {
         version: VERSION_3,
         pid: 0,

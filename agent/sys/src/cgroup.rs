@@ -7,6 +7,9 @@
 //! Paths are relative to the root of a hierarchy: `skiff/pod/container`. On v1 the same path exists in each controller's
 //! hierarchy.
 
+mod limits;
+mod membership;
+
 use std::collections::BTreeSet;
 use std::fs;
 use std::io::{self, Write};
@@ -18,6 +21,7 @@ use serde::{Deserialize, Serialize};
 use crate::config::{Limits, PodCgroup};
 use crate::error::{Doing, Result};
 use crate::process;
+pub(crate) use membership::Membership;
 
 /// Where cgroups are mounted by convention.
 pub const ROOT: &str = "/sys/fs/cgroup";
@@ -30,6 +34,9 @@ const V1_TRACKING: [&str; 5] = ["freezer", "pids", "memory", "cpu", "devices"];
 
 /// v1 hierarchies that need no set-up before a process joins.
 const V1_JOINED: [&str; 6] = ["cpu", "cpuacct", "memory", "pids", "freezer", "blkio"];
+
+/// How long processes may take to stand still before they are killed. The signals are repeated, so nothing depends on it.
+const FREEZE_TIMEOUT: Duration = Duration::from_millis(50);
 
 /// Pause between looks at a cgroup that is being emptied.
 const POLL: Duration = Duration::from_millis(2);
@@ -204,52 +211,6 @@ impl Cgroups {
         Ok(())
     }
 
-    /// Sets the limits of a cgroup that exists; a limit of `None` is left as it is.
-    ///
-    /// # Errors
-    /// When a limit has no controller, or the kernel refuses the value.
-    pub fn set_limits(&self, path: &str, limits: &Limits) -> Result<()> {
-        let v2 = self.version == Version::V2;
-        if let Some(bytes) = limits.memory_bytes {
-            let file = if v2 { "memory.max" } else { "memory.limit_in_bytes" };
-            self.set("memory", path, file, &bytes.to_string())?;
-        }
-        if let Some(shares) = limits.cpu_shares {
-            let shares = shares.clamp(2, 262_144);
-            if v2 {
-                self.set("cpu", path, "cpu.weight", &weight(shares).to_string())?;
-            } else {
-                self.set("cpu", path, "cpu.shares", &shares.to_string())?;
-            }
-        }
-        if let Some(quota) = limits.cpu_quota_us {
-            let period = limits.cpu_period_us.unwrap_or(100_000);
-            if v2 {
-                self.set("cpu", path, "cpu.max", &format!("{quota} {period}"))?;
-            } else {
-                self.set("cpu", path, "cpu.cfs_period_us", &period.to_string())?;
-                self.set("cpu", path, "cpu.cfs_quota_us", &quota.to_string())?;
-            }
-        }
-        if let Some(pids) = limits.pids {
-            self.set("pids", path, "pids.max", &pids.to_string())?;
-        }
-        Ok(())
-    }
-
-    fn set(&self, controller: &str, path: &str, file: &str, value: &str) -> Result<()> {
-        if !self.controllers.contains(controller) {
-            let cause = io::Error::other(format!(
-                "the {controller} controller is not available on this node"
-            ));
-            return Err(cause).doing("limit cgroup", path);
-        }
-        let file = self.dir(controller, path).join(file);
-        write(&file, value)
-            .map_err(|cause| io::Error::new(cause.kind(), format!("{value}: {cause}")))
-            .doing_path("set", &file)
-    }
-
     /// Moves a process into a cgroup.
     ///
     /// # Errors
@@ -349,8 +310,9 @@ impl Cgroups {
     pub fn kill_all(&self, path: &str, timeout: Duration) -> Result<()> {
         let deadline = Instant::now() + timeout;
         loop {
-            self.kill_once(path)?;
-            let alive = self.pids(path)?;
+            let mut alive = self.pids(path)?;
+            // A zombie runs nothing; whose child it was may never wait for it.
+            alive.retain(|&pid| !process::is_zombie(pid));
             if alive.is_empty() {
                 return Ok(());
             }
@@ -358,6 +320,7 @@ impl Cgroups {
                 let cause = io::Error::from_raw_os_error(libc::ETIMEDOUT);
                 return Err(cause).doing("kill", format_args!("the processes {alive:?} of cgroup {path}"));
             }
+            self.kill_frozen(path, FREEZE_TIMEOUT)?;
             std::thread::sleep(POLL);
         }
     }
@@ -367,18 +330,41 @@ impl Cgroups {
     /// # Errors
     /// When the cgroup cannot be read.
     pub fn kill_once(&self, path: &str) -> Result<()> {
+        self.kill_frozen(path, Duration::ZERO)
+    }
+
+    /// The same, waiting for so long until all of them stand still: one that is forking right now is then seen with its
+    /// child.
+    fn kill_frozen(&self, path: &str, patience: Duration) -> Result<()> {
         // Linux 5.14 kills a v2 cgroup at once, forks in flight included.
         if self.version == Version::V2 && write(&self.root.join(path).join("cgroup.kill"), "1").is_ok() {
             return Ok(());
         }
         // A frozen process cannot fork away from the signal, which it gets when it is thawed.
         self.freeze(path, true);
+        let deadline = Instant::now() + patience;
+        while !self.is_frozen(path) && Instant::now() < deadline {
+            std::thread::sleep(POLL);
+        }
         let killed = self.pids(path).and_then(|pids| {
             pids.into_iter()
                 .try_for_each(|pid| process::ignore_gone(process::kill(pid, libc::SIGKILL)))
         });
         self.freeze(path, false);
         killed
+    }
+
+    fn is_frozen(&self, path: &str) -> bool {
+        match self.version {
+            Version::V2 => fs::read_to_string(self.root.join(path).join("cgroup.events"))
+                .is_ok_and(|text| field(&text, "frozen") == Some(1)),
+            // Without a freezer there is nothing to wait for.
+            Version::V1 | Version::Hybrid => {
+                fs::read_to_string(self.dir("freezer", path).join("freezer.state"))
+                    .is_ok_and(|state| state.trim() == "FROZEN")
+                    || !self.controllers.contains("freezer")
+            }
+        }
     }
 
     /// Best effort: without a freezer the signals are repeated until nothing is left.
@@ -506,11 +492,6 @@ impl Cgroups {
 pub(crate) fn field(text: &str, key: &str) -> Option<u64> {
     text.lines()
         .find_map(|line| line.strip_prefix(key)?.strip_prefix(' ')?.trim().parse().ok())
-}
-
-/// v1's shares of 2 to 262 144 on v2's scale of 1 to 10 000, as the OCI runtime specification converts them.
-fn weight(shares: u64) -> u64 {
-    1 + (shares - 2) * 9999 / 262_142
 }
 
 fn write(file: &Path, value: &str) -> io::Result<()> {

@@ -1,5 +1,6 @@
 //! Tests of [`super`]: v2 on a directory that looks like its file system, and the node's own hierarchies.
 
+use super::limits::weight;
 use super::*;
 
 /// A directory with the files that a v2 kernel would show.
@@ -65,6 +66,126 @@ fn v2_limits_are_written_in_its_own_units() {
     check("skiff/cgroup.subtree_control", "+pids");
     cgroups.join("skiff/pod", 42).unwrap();
     check("skiff/pod/cgroup.procs", "42");
+}
+
+#[test]
+fn v2_takes_what_only_it_has() {
+    let dir = fake_v2(&["skiff"]);
+    let group = dir.path().join("skiff");
+    fs::write(
+        dir.path().join("cgroup.controllers"),
+        "cpu io memory pids hugetlb\n",
+    )
+    .unwrap();
+    for file in [
+        "memory.min",
+        "memory.low",
+        "memory.high",
+        "memory.oom.group",
+        "io.max",
+        "hugetlb.2MB.max",
+    ] {
+        fs::write(group.join(file), "").unwrap();
+    }
+    let cgroups = Cgroups::detect(dir.path()).unwrap();
+    let limits = Limits {
+        memory_min: Some(1),
+        memory_low: Some(2),
+        memory_high: Some(3),
+        oom_group: true,
+        hugepages: vec![(2 << 20, 4 << 20)],
+        io: vec![crate::config::IoLimit {
+            device: (8, 16),
+            read_bytes: Some(7),
+            writes: Some(9),
+            ..Default::default()
+        }],
+        ..Default::default()
+    };
+    cgroups.set_limits("skiff", &limits).unwrap();
+    let check = |file: &str, expected: &str| {
+        assert_eq!(fs::read_to_string(group.join(file)).unwrap(), expected, "{file}");
+    };
+    check("memory.min", "1");
+    check("memory.low", "2");
+    check("memory.high", "3");
+    check("memory.oom.group", "1");
+    check("hugetlb.2MB.max", "4194304");
+    check("io.max", "8:16 rbps=7 wiops=9");
+    cgroups
+        .change_limits("skiff", &limits, &Limits::default())
+        .unwrap();
+    check("memory.min", "0");
+    check("memory.high", "max");
+    check("memory.oom.group", "0");
+}
+
+#[test]
+fn v2_limits_are_changed_and_lifted() {
+    let dir = fake_v2(&["pod", "pod/c"]);
+    let cgroups = Cgroups::detect(dir.path()).unwrap();
+    let limits = |memory| Limits {
+        memory_bytes: memory,
+        cpu_quota_us: memory,
+        pids: memory,
+        cpu_shares: memory,
+        ..Default::default()
+    };
+    let (old, new) = (limits(Some(1000)), limits(None));
+    cgroups
+        .change_both(
+            ("pod", &limits(Some(5000)), &limits(Some(4000))),
+            ("pod/c", &old, &new),
+        )
+        .unwrap();
+    for (file, expected) in [
+        ("pod/memory.max", "4000"),
+        ("pod/c/memory.max", "max"),
+        ("pod/c/cpu.max", "max 100000"),
+        ("pod/c/pids.max", "max"),
+        ("pod/c/cpu.weight", "39"),
+    ] {
+        assert_eq!(
+            fs::read_to_string(dir.path().join(file)).unwrap(),
+            expected,
+            "{file}"
+        );
+    }
+}
+
+#[test]
+fn a_parent_is_raised_before_its_child_and_lowered_after_it() {
+    let cgroups = Cgroups::detect(Path::new(ROOT)).unwrap();
+    let parent = format!("skiff-test-change-{}", std::process::id());
+    let child = format!("{parent}/c");
+    let limits = |memory: u64, quota: u64, period: u64| Limits {
+        memory_bytes: Some(memory << 20),
+        cpu_quota_us: Some(quota),
+        cpu_period_us: Some(period),
+        ..Default::default()
+    };
+    let steps = [
+        limits(64, 20_000, 100_000),
+        limits(128, 80_000, 50_000),
+        limits(32, 10_000, 100_000),
+    ];
+    cgroups.create(&parent, &steps[0]).unwrap();
+    cgroups.create(&child, &steps[0]).unwrap();
+    // On v1 the kernel refuses a child's part of a core that is more than its parent's, in any order but this.
+    for pair in steps.windows(2) {
+        let (old, new) = (&pair[0], &pair[1]);
+        cgroups
+            .change_both((&parent, old, new), (&child, old, new))
+            .unwrap();
+    }
+    let file = if cgroups.version() == Version::V2 {
+        "memory.max"
+    } else {
+        "memory.limit_in_bytes"
+    };
+    let found = fs::read_to_string(cgroups.dir("memory", &child).join(file)).unwrap();
+    assert_eq!(found.trim(), (32 << 20).to_string());
+    cgroups.remove(&parent, Duration::ZERO).unwrap();
 }
 
 #[test]

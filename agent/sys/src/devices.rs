@@ -8,6 +8,9 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 use std::path::Path;
 
+use serde_json::Value;
+
+use crate::config::{ContainerConfig, Device};
 use crate::error::{Doing, Result, check};
 
 const MKNOD: u32 = 1;
@@ -37,7 +40,7 @@ const fn device(kind: u32, major: Option<u32>, minor: Option<u32>, access: u32) 
 }
 
 /// What every container may use.
-pub(crate) const DEFAULT: [Rule; 11] = [
+const DEFAULT: [Rule; 11] = [
     device(CHAR, None, None, MKNOD),
     device(BLOCK, None, None, MKNOD),
     device(CHAR, Some(1), Some(3), ALL), // null
@@ -51,9 +54,83 @@ pub(crate) const DEFAULT: [Rule; 11] = [
     device(CHAR, Some(136), None, ALL),  // pts/*
 ];
 
+/// A node in a container, as an entry of `linux.devices`, and the rule that lets it be used.
+#[derive(Clone, Debug)]
+struct Node {
+    entry: Value,
+    rule: Rule,
+}
+
+/// What one container may use.
+#[derive(Clone, Debug)]
+pub(crate) struct Allowed(Vec<Node>);
+
+impl Allowed {
+    /// Looks at the host's nodes that the container is to have besides the default ones; the error names the device.
+    pub(crate) fn of(config: &ContainerConfig) -> std::result::Result<Self, String> {
+        let owner = (config.user.uid, config.user.gid);
+        let nodes = config.devices.iter().map(|device| node(device, owner));
+        nodes.collect::<std::result::Result<_, _>>().map(Self)
+    }
+
+    /// The nodes besides the default ones.
+    pub(crate) fn nodes(&self) -> Vec<Value> {
+        self.0.iter().map(|node| node.entry.clone()).collect()
+    }
+
+    /// The default list and what the nodes need.
+    pub(crate) fn rules(&self) -> Vec<Rule> {
+        DEFAULT
+            .into_iter()
+            .chain(self.0.iter().map(|node| node.rule))
+            .collect()
+    }
+
+    /// Attaches the list to a v2 cgroup. It holds until the cgroup is removed.
+    ///
+    /// # Errors
+    /// As the kernel has them for loading, and `EINVAL` when `dir` is no v2 cgroup.
+    pub(crate) fn attach(&self, dir: &Path) -> Result<()> {
+        attach(&self.rules(), dir)
+    }
+}
+
+fn node(device: &Device, owner: (u32, u32)) -> std::result::Result<Node, String> {
+    use std::os::unix::fs::{FileTypeExt, MetadataExt};
+    let host = device.host_path.display();
+    if !device.path.starts_with("/dev") {
+        return Err(format!("devices: {}: not below /dev", device.path.display()));
+    }
+    let metadata =
+        std::fs::metadata(&device.host_path).map_err(|error| format!("devices: {host}: {error}"))?;
+    let kind = match metadata.file_type() {
+        kind if kind.is_char_device() => CHAR,
+        kind if kind.is_block_device() => BLOCK,
+        _ => return Err(format!("devices: {host}: not a device")),
+    };
+    let access = device.access.chars().try_fold(0, |access, letter| match letter {
+        'r' => Ok(access | READ),
+        'w' => Ok(access | WRITE),
+        'm' => Ok(access | MKNOD),
+        _ => Err(format!(
+            "devices: {host}: access {:?}: of r, w and m only",
+            device.access
+        )),
+    })?;
+    let (major, minor) = (libc::major(metadata.rdev()), libc::minor(metadata.rdev()));
+    let (uid, gid) = device.owner.unwrap_or(owner);
+    Ok(Node {
+        entry: serde_json::json!({
+            "path": device.path, "type": if kind == CHAR { "c" } else { "b" }, "major": major, "minor": minor,
+            "fileMode": device.mode.unwrap_or(metadata.mode()) & 0o7777, "uid": uid, "gid": gid,
+        }),
+        rule: self::device(kind, Some(major), Some(minor), access),
+    })
+}
+
 impl Rule {
     /// As an entry of `linux.resources.devices` of the OCI runtime specification.
-    pub(crate) fn to_oci(self) -> serde_json::Value {
+    pub(crate) fn to_oci(self) -> Value {
         let access: String = [(READ, 'r'), (WRITE, 'w'), (MKNOD, 'm')]
             .iter()
             .filter(|(bit, _)| self.access & bit != 0)
@@ -161,12 +238,17 @@ struct AttachArguments {
     flags: u32,
 }
 
-/// Loads the default list as a program; the kernel checks it.
+/// Loads the default list as a program, to see whether the kernel can.
 ///
 /// # Errors
 /// `EPERM` without CAP_BPF, `ENOSYS` or `EINVAL` when the kernel lacks CONFIG_CGROUP_BPF.
-pub(crate) fn load() -> Result<OwnedFd> {
-    let code = program(&DEFAULT);
+pub(crate) fn probe() -> Result<OwnedFd> {
+    load(&DEFAULT)
+}
+
+/// Loads a list as a program; the kernel checks it.
+fn load(rules: &[Rule]) -> Result<OwnedFd> {
+    let code = program(rules);
     let arguments = LoadArguments {
         prog_type: PROG_TYPE_CGROUP_DEVICE,
         instruction_count: code.len() as u32,
@@ -183,12 +265,8 @@ pub(crate) fn load() -> Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })
 }
 
-/// Attaches the default list to a v2 cgroup. It holds until the cgroup is removed.
-///
-/// # Errors
-/// As the kernel has them for loading, and `EINVAL` when `dir` is no v2 cgroup.
-pub fn attach(dir: &Path) -> Result<()> {
-    let program = load()?;
+fn attach(rules: &[Rule], dir: &Path) -> Result<()> {
+    let program = load(rules)?;
     let cgroup = File::open(dir).doing_path("open", dir)?;
     let raw = |fd: &dyn AsFd| -> io::Result<u32> {
         u32::try_from(fd.as_fd().as_raw_fd()).map_err(|_| io::Error::from_raw_os_error(libc::EBADF))
@@ -241,7 +319,7 @@ mod tests {
             .join(format!("skiff-test-dev-{}", std::process::id()));
         let devices = tempfile::tempdir().unwrap();
         fs::create_dir(&group).unwrap();
-        attach(&group).unwrap();
+        attach(&DEFAULT, &group).unwrap();
         let script = format!(
             "echo $$ > {group}/cgroup.procs; cd {dir}; \
              mknod mem c 1 1 && echo made; cat mem >/dev/null 2>&1 && echo read-mem; \

@@ -112,7 +112,7 @@ pub fn look() -> Facts {
             Path::new("/proc/sys/kernel/seccomp/actions_avail").exists() || has_status_field("Seccomp:"),
             "the kernel lacks CONFIG_SECCOMP_FILTER",
         ),
-        device_program: devices::load().into(),
+        device_program: devices::probe().into(),
         pressure: Probe::of(
             Path::new("/proc/pressure/memory").exists(),
             "the kernel lacks CONFIG_PSI, or psi=1 at boot",
@@ -184,6 +184,25 @@ fn nf_tables() -> Probe {
         Ok(()) => Probe::Works,
         Err(error) => Probe::Fails(format!("nf_tables does not answer: {error}")),
     }
+}
+
+/// Whether the kernel can make mounts read-only together with those below them (`recursiveReadOnly`).
+#[must_use]
+pub fn recursive_read_only() -> bool {
+    crate::tree::recursive_read_only()
+}
+
+/// Whether AppArmor profiles can be applied.
+#[must_use]
+pub fn apparmor() -> bool {
+    crate::apparmor::is_enabled()
+}
+
+/// Whether Pods can have user namespaces (`hostUsers: false`). Not with this build, whatever the kernel can: a sandbox that
+/// asks for one is refused, and a node must not promise what its sandboxes refuse.
+#[must_use]
+pub fn user_namespaces() -> bool {
+    false
 }
 
 /// Room on the filesystem of a directory.

@@ -4,6 +4,7 @@
 //! decides policy. Whatever may leave descriptors, zombies or changed process state behind (all of libcontainer) runs in
 //! a forked child of a single-threaded process: see [`process::fork_child`].
 
+mod apparmor;
 pub mod cap;
 pub mod cgroup;
 pub mod config;
@@ -18,6 +19,8 @@ pub mod nft;
 pub mod process;
 pub mod sandbox;
 pub mod seccomp;
+pub mod terminal;
+mod tree;
 
 pub use error::{KernelError, Result};
 

@@ -268,7 +268,7 @@ pub fn is_alive(pid: i32, start_time: u64) -> bool {
     self::start_time(pid).is_ok_and(|now| now == start_time) && !is_zombie(pid)
 }
 
-fn is_zombie(pid: i32) -> bool {
+pub(crate) fn is_zombie(pid: i32) -> bool {
     fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| {
         stat.rsplit_once(')')
             .is_some_and(|(_, rest)| rest.trim_start().starts_with('Z'))
@@ -314,6 +314,40 @@ fn unchanged_parts(smaps: &str, program: &Path) -> Vec<(usize, usize)> {
     found
 }
 
+/// Writes over this process's arguments, environment and name, as others see them. Best effort: it is for whoever looks.
+pub(crate) fn set_title(title: &str) {
+    let name = std::ffi::CString::new(title).unwrap_or_default();
+    // SAFETY: PR_SET_NAME reads a NUL-terminated string, which outlives the call.
+    unsafe { libc::prctl(libc::PR_SET_NAME, name.as_ptr(), 0, 0, 0) };
+    let stat = fs::read_to_string("/proc/self/stat").unwrap_or_default();
+    let Some((_, fields)) = stat.rsplit_once(')') else {
+        return;
+    };
+    // arg_start, arg_end, env_start and env_end are fields 48 to 51; what follows the name begins with field 3.
+    let bounds: Vec<usize> = fields
+        .split_ascii_whitespace()
+        .skip(48 - 3)
+        .map_while(|field| field.parse().ok())
+        .collect();
+    let [arguments, arguments_end, environment, environment_end, ..] = bounds[..] else {
+        return;
+    };
+    for (start, end, text) in [
+        (arguments, arguments_end, title),
+        (environment, environment_end, ""),
+    ] {
+        if start == 0 || end <= start {
+            continue;
+        }
+        // SAFETY: the kernel says that these bytes of our stack hold the arguments and the environment; they are ours to
+        // write, nobody in this process looks at them any more, and no more than their length is written.
+        unsafe {
+            std::ptr::write_bytes(start as *mut u8, 0, end - start);
+            std::ptr::copy_nonoverlapping(text.as_ptr(), start as *mut u8, text.len().min(end - start - 1));
+        }
+    }
+}
+
 /// How a process ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Ended {
@@ -340,6 +374,15 @@ impl Ended {
             Self::Exited(_) => None,
             Self::Signaled(signal) => Some(signal),
         }
+    }
+}
+
+/// How the process of a wait status ended; one that has not ended counts as 0.
+pub(crate) fn ended(status: WaitStatus) -> Ended {
+    match status {
+        WaitStatus::Signaled(_, signal, _) => Ended::Signaled(signal as i32),
+        WaitStatus::Exited(_, code) => Ended::Exited(code),
+        _ => Ended::Exited(0),
     }
 }
 
@@ -393,6 +436,46 @@ pub fn kill(pid: i32, signal: i32) -> Result<()> {
 /// `EACCES` when it may not be lowered.
 pub fn set_oom_score_adj(value: i32) -> Result<()> {
     fs::write("/proc/self/oom_score_adj", value.to_string()).doing("set", "/proc/self/oom_score_adj")
+}
+
+/// Resource limits by their names in the OCI runtime specification.
+const RLIMITS: [(&str, u32); 16] = [
+    ("RLIMIT_AS", libc::RLIMIT_AS as u32),
+    ("RLIMIT_CORE", libc::RLIMIT_CORE as u32),
+    ("RLIMIT_CPU", libc::RLIMIT_CPU as u32),
+    ("RLIMIT_DATA", libc::RLIMIT_DATA as u32),
+    ("RLIMIT_FSIZE", libc::RLIMIT_FSIZE as u32),
+    ("RLIMIT_LOCKS", libc::RLIMIT_LOCKS as u32),
+    ("RLIMIT_MEMLOCK", libc::RLIMIT_MEMLOCK as u32),
+    ("RLIMIT_MSGQUEUE", libc::RLIMIT_MSGQUEUE as u32),
+    ("RLIMIT_NICE", libc::RLIMIT_NICE as u32),
+    ("RLIMIT_NOFILE", libc::RLIMIT_NOFILE as u32),
+    ("RLIMIT_NPROC", libc::RLIMIT_NPROC as u32),
+    ("RLIMIT_RSS", libc::RLIMIT_RSS as u32),
+    ("RLIMIT_RTPRIO", libc::RLIMIT_RTPRIO as u32),
+    ("RLIMIT_RTTIME", libc::RLIMIT_RTTIME as u32),
+    ("RLIMIT_SIGPENDING", libc::RLIMIT_SIGPENDING as u32),
+    ("RLIMIT_STACK", libc::RLIMIT_STACK as u32),
+];
+
+/// Sets a resource limit of this process.
+///
+/// # Errors
+/// `EINVAL` for a name that is none, `EPERM` when the hard limit may not be raised.
+pub(crate) fn set_rlimit(limit: &crate::config::Rlimit) -> Result<()> {
+    let number = RLIMITS.iter().find(|(name, _)| *name == limit.kind);
+    let &(_, number) = number
+        .ok_or_else(|| io::Error::from_raw_os_error(libc::EINVAL))
+        .doing("set", &limit.kind)?;
+    let value = libc::rlimit64 {
+        rlim_cur: limit.soft,
+        rlim_max: limit.hard,
+    };
+    let none = std::ptr::null_mut::<libc::rlimit64>();
+    // SAFETY: prlimit64 reads one structure of its own layout, which outlives the call; 0 is this process.
+    check(unsafe { libc::syscall(libc::SYS_prlimit64, 0, number, &raw const value, none) })
+        .doing("set", &limit.kind)
+        .map(drop)
 }
 
 /// Nanoseconds since 1970 by the system clock.

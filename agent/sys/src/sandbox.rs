@@ -1,19 +1,24 @@
 //! A Pod's sandbox: network, IPC and UTS namespaces pinned as files, its network, its shared memory and its cgroup.
 //!
-//! Always holds: the namespaces belong to no process, so they outlive the agent and the shim; [`create`] leaves nothing
+//! Always holds: the namespaces belong to no process, so they outlive the agent and the shim (but a shared PID namespace,
+//! which lives as long as its first process, see `pause`); [`create`] leaves nothing
 //! behind when it fails; [`destroy`] can be repeated and undoes everything but the bridge, which all Pods share.
 //!
 //! ```text
 //! <ns_dir>/net   nsfs of the network namespace, unless hostNetwork
-//! <ns_dir>/ipc   nsfs of the IPC namespace
-//! <ns_dir>/uts   nsfs of the UTS namespace, hostname set
-//! <ns_dir>/shm   tmpfs, the Pod's /dev/shm
+//! <ns_dir>/ipc   nsfs of the IPC namespace, unless hostIPC
+//! <ns_dir>/uts   nsfs of the UTS namespace, hostname set, unless hostNetwork
+//! <ns_dir>/pid   nsfs of the PID namespace, with shareProcessNamespace
+//! <ns_dir>/shm   tmpfs, the Pod's /dev/shm, unless hostIPC
 //! <ns_dir>/network   `ok`, or why the network is not there; locked until that is known
 //! ```
 //!
 //! The network is set up by a process of its own, because the kernel takes as long for a pair of devices as for the rest
 //! of a container: [`create`] returns as soon as the namespaces can be joined, and a container's start waits for the
 //! network ([`wait_for_network`]) just before its command runs.
+
+mod pause;
+mod sysctl;
 
 use std::fs;
 use std::io;
@@ -55,47 +60,79 @@ pub fn create(config: &SandboxConfig, cgroups: &Cgroups) -> Result<()> {
 }
 
 fn try_create(config: &SandboxConfig, cgroups: &Cgroups) -> Result<()> {
+    if config.users.is_some() {
+        return Err(io::Error::other("this build does not support user namespaces"))
+            .doing("make the user namespace of pod", &config.pod_uid);
+    }
     fs::create_dir_all(&config.ns_dir).doing_path("make", &config.ns_dir)?;
     // Opened outside of the Pod's namespace, so that it speaks to the host's.
     let host = Netlink::open()?;
-    let mut flags = CloneFlags::CLONE_NEWIPC | CloneFlags::CLONE_NEWUTS;
-    if !config.host_network {
-        flags |= CloneFlags::CLONE_NEWNET;
-    }
+    let flags = own_namespaces(config);
     unshare(flags).doing("make the namespaces of pod", &config.pod_uid)?;
-    nix::unistd::sethostname(&config.hostname).doing("set the hostname", &config.hostname)?;
-    for name in ["ipc", "uts"] {
-        pin(&config.ns_dir, name)?;
+    if flags.contains(CloneFlags::CLONE_NEWUTS) {
+        nix::unistd::sethostname(&config.hostname).doing("set the hostname", &config.hostname)?;
+        pin_own(&config.ns_dir, "uts")?;
     }
-    if !config.host_network {
-        let namespace = pin(&config.ns_dir, "net")?;
-        begin_network(config, host, namespace)?;
+    if flags.contains(CloneFlags::CLONE_NEWIPC) {
+        pin_own(&config.ns_dir, "ipc")?;
+        let shm = config.ns_dir.join("shm");
+        fs::create_dir_all(&shm).doing_path("make", &shm)?;
+        mount::tmpfs(&shm, config.shm_bytes, 0o1777)?;
     }
-    let shm = config.ns_dir.join("shm");
-    fs::create_dir_all(&shm).doing_path("make", &shm)?;
-    mount::tmpfs(&shm, config.shm_bytes, 0o1777)?;
+    let later = sysctl::write_first(config)?;
+    if flags.contains(CloneFlags::CLONE_NEWNET) {
+        let namespace = pin_own(&config.ns_dir, "net")?;
+        begin_network(config, host, namespace, later)?;
+    }
     // Last, because the cgroup lock may be held meanwhile: see `Cgroups::warm_up`.
-    cgroups.ensure_pod(&config.cgroup)
+    cgroups.ensure_pod(&config.cgroup)?;
+    if config.share_pid {
+        let first = pause::start(config, cgroups)?;
+        pin(&config.ns_dir, Path::new(&format!("/proc/{first}/ns/pid")), "pid")?;
+    }
+    Ok(())
+}
+
+/// Which namespaces the Pod does not share with the host. As a kubelet has it, who shares the host's network has its name.
+fn own_namespaces(config: &SandboxConfig) -> CloneFlags {
+    let mut flags = CloneFlags::empty();
+    flags.set(CloneFlags::CLONE_NEWIPC, !config.host_ipc);
+    flags.set(CloneFlags::CLONE_NEWUTS, !config.host_network);
+    flags.set(CloneFlags::CLONE_NEWNET, !config.host_network);
+    flags
 }
 
 /// Binds a namespace of this process to a file, so that it lives on without a process.
-fn pin(ns_dir: &Path, name: &str) -> Result<OwnedFd> {
-    let (source, target) = (Path::new("/proc/self/ns").join(name), ns_dir.join(name));
+fn pin_own(ns_dir: &Path, name: &str) -> Result<OwnedFd> {
+    pin(ns_dir, &Path::new("/proc/self/ns").join(name), name)
+}
+
+fn pin(ns_dir: &Path, source: &Path, name: &str) -> Result<OwnedFd> {
+    let target = ns_dir.join(name);
     fs::File::create(&target).doing_path("make", &target)?;
-    mount::bind(&source, &target, false)?;
+    mount::bind(source, &target, false)?;
     Ok(fs::File::open(&target).doing_path("open", &target)?.into())
 }
 
 /// Has the network set up by a process that outlives this one. The lock is the process's: it is free when it has ended,
 /// however it ended.
-fn begin_network(config: &SandboxConfig, mut host: Netlink, namespace: OwnedFd) -> Result<()> {
+fn begin_network(
+    config: &SandboxConfig,
+    mut host: Netlink,
+    namespace: OwnedFd,
+    sysctls: Vec<(String, String)>,
+) -> Result<()> {
     let path = config.ns_dir.join(NETWORK_FILE);
     let mut file = fs::File::create(&path).doing_path("make", &path)?;
     file.lock().doing_path("lock", &path)?;
     let network = config.network.clone();
     // Nobody waits for its report: what it has to say is in the file.
     crate::process::fork_child(move || {
-        let outcome = set_up_network(network.as_ref(), &mut host, &namespace);
+        let outcome = set_up_network(network.as_ref(), &mut host, &namespace).and_then(|()| {
+            sysctls
+                .iter()
+                .try_for_each(|(name, value)| sysctl::write(name, value))
+        });
         let text = outcome.map_or_else(|error| error.to_string(), |()| NETWORK_READY.to_owned());
         io::Write::write_all(&mut file, text.as_bytes()).is_ok()
     })

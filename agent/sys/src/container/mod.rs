@@ -10,9 +10,14 @@
 //!   └─────────────── parent of all three: CLONE_PARENT ──────────┘
 //! ```
 
+mod exec;
+mod hooks;
+mod mounts;
 mod payload;
 mod spec;
 mod trace;
+
+pub use exec::{Exec, Execution, exec, group};
 
 use std::fs;
 use std::io::Read;
@@ -30,12 +35,15 @@ use crate::cgroup::{Cgroups, Version};
 use crate::config::{ContainerConfig, Limits, RunError, Seccomp, Started};
 use crate::error::{Doing, KernelError, Result};
 use crate::fs::{Root, remove_dir_all};
-use crate::{devices, mount, process, sandbox, seccomp};
+use crate::{apparmor, devices, mount, process, sandbox, seccomp};
 use payload::{Failure, Payload};
 use trace::Trace;
 
 /// Lines of libcontainer's account that an error carries.
 const MAX_REASONS: usize = 2;
+
+/// In the bundle: the filter that a profile came to.
+const FILTER_FILE: &str = "filter";
 
 /// The container's standard streams.
 #[derive(Debug)]
@@ -46,6 +54,8 @@ pub struct Stdio {
     pub stdout: OwnedFd,
     /// Descriptor 2.
     pub stderr: OwnedFd,
+    /// Where a terminal is to be sent that replaces the three: see [`crate::terminal::receive`].
+    pub console: Option<OwnedFd>,
 }
 
 /// Creates and starts a container; returns when its command has been executed.
@@ -59,10 +69,17 @@ pub fn run(
     stdio: Stdio,
     cgroups: &Cgroups,
 ) -> std::result::Result<Started, RunError> {
-    let privileges = Privileges::of(config).map_err(|reason| RunError::Config {
+    let refuse = |reason: String| RunError::Config {
         id: config.id.clone(),
         reason,
-    })?;
+    };
+    let privileges = Privileges::of(config).map_err(refuse)?;
+    let devices = devices::Allowed::of(config).map_err(refuse)?;
+    let (status, sender) = process::pipe().map_err(|error| refuse(error.to_string()))?;
+    let mut payload = privileges
+        .payload(config, sender.as_raw_fd(), false)
+        .map_err(refuse)?;
+    payload.console = stdio.console.as_ref().map(AsRawFd::as_raw_fd);
     let rootfs = |error: KernelError| RunError::Rootfs {
         id: config.id.clone(),
         reason: error.to_string(),
@@ -71,13 +88,22 @@ pub fn run(
         id: config.id.clone(),
         reason: error.to_string(),
     };
-    prepare(config, &privileges, cgroups).map_err(create)?;
+    // What follows from the host's mounts is taken from them while this process still sees them as they are.
+    let staged = mounts::Staged::take(config).map_err(create)?;
+    prepare(
+        config,
+        &privileges,
+        &devices,
+        &staged,
+        payload.filter.as_deref(),
+        cgroups,
+    )
+    .map_err(create)?;
     // After the cgroup is made, for making one waits for a move; before the mounts, which pass the time.
     cgroups.warm_up_meanwhile();
     mount_root(config).map_err(rootfs)?;
+    staged.put().map_err(create)?;
     let trace = trace::install(&cgroups.oom_file(&config.cgroup_path)).map_err(create)?;
-    let (status, sender) = process::pipe().map_err(create)?;
-    let payload = privileges.payload(config, sender.as_raw_fd());
     let mut container = build(config, stdio, payload).map_err(|error| {
         let reason = reason(&trace, &error);
         match config.resources.memory_bytes {
@@ -93,7 +119,9 @@ pub fn run(
         }
     })?;
     if cgroups.version() == Version::V2 && !config.privileged {
-        devices::attach(&cgroups.dir("devices", &config.cgroup_path)).map_err(create)?;
+        devices
+            .attach(&cgroups.dir("devices", &config.cgroup_path))
+            .map_err(create)?;
     }
     let start = |reason: String| RunError::Start {
         id: config.id.clone(),
@@ -113,7 +141,7 @@ pub fn run(
     let start_time = process::start_time(pid).map_err(|error| start(error.to_string()))?;
     container.start().map_err(|error| start(reason(&trace, &error)))?;
     drop(sender);
-    executed(config, status)?;
+    executed(config, &config.args, status)?;
     Ok(Started { pid, start_time })
 }
 
@@ -133,7 +161,18 @@ impl Privileges {
         if config.rootfs.lower.is_empty() {
             return Err("rootfs.lower: no layer".to_owned());
         }
-        let filter = !config.privileged && config.seccomp == Seccomp::RuntimeDefault;
+        if config.namespaces.user.is_some() {
+            return Err("namespaces.user: user namespaces are not supported by this build".to_owned());
+        }
+        if let Some(profile) = &config.apparmor
+            && profile != apparmor::UNCONFINED
+            && !apparmor::is_enabled()
+        {
+            return Err(format!(
+                "apparmor: profile {profile:?} cannot be applied, this node's kernel has no AppArmor"
+            ));
+        }
+        let filter = !config.privileged && config.seccomp != Seccomp::Unconfined;
         if config.privileged {
             return Ok(Self {
                 capabilities: held,
@@ -162,23 +201,56 @@ impl Privileges {
         })
     }
 
-    fn payload(&self, config: &ContainerConfig, status: i32) -> Payload {
+    fn payload(
+        &self,
+        config: &ContainerConfig,
+        status: i32,
+        running: bool,
+    ) -> std::result::Result<Payload, String> {
         let own = fs::metadata("/proc/self/exe")
             .ok()
             .map(|file| (file.dev(), file.ino()));
-        Payload {
+        Ok(Payload {
             status,
             args: config.args.clone(),
             env: config.env.clone(),
-            filter: self.filter.then(|| {
-                let names: Vec<_> = cap::names(self.capabilities)
-                    .into_iter()
-                    .map(str::to_owned)
-                    .collect();
-                seccomp::default_filter(&names)
-            }),
+            filter: self.filter(config, running)?,
             limit_to: (self.until_filter != self.capabilities).then_some(self.capabilities),
             own,
+            apparmor: config.apparmor.clone(),
+            console: None,
+            home: None,
+        })
+    }
+
+    /// The filter as the container's first process has it: a profile is read once, when the container starts.
+    fn filter(
+        &self,
+        config: &ContainerConfig,
+        running: bool,
+    ) -> std::result::Result<Option<Vec<seccomp::Instruction>>, String> {
+        if !self.filter {
+            return Ok(None);
+        }
+        let names = cap::names(self.capabilities);
+        match &config.seccomp {
+            Seccomp::Unconfined => Ok(None),
+            Seccomp::RuntimeDefault => {
+                let names: Vec<_> = names.into_iter().map(str::to_owned).collect();
+                Ok(Some(seccomp::default_filter(&names)))
+            }
+            Seccomp::Profile(path) => {
+                if !running {
+                    return seccomp::profile(path, &names).map(Some);
+                }
+                let compiled = config.bundle.join(FILTER_FILE);
+                let bytes = fs::read(&compiled)
+                    .map_err(|error| format!("seccomp: {}: {error}", compiled.display()))?;
+                let filter = seccomp::from_bytes(&bytes);
+                filter
+                    .map(Some)
+                    .ok_or_else(|| format!("seccomp: {} is damaged", compiled.display()))
+            }
         }
     }
 }
@@ -190,7 +262,14 @@ fn mount_root(config: &ContainerConfig) -> Result<()> {
     Root::open(&config.rootfs.merged)?.create_dir_all(&config.cwd)
 }
 
-fn prepare(config: &ContainerConfig, privileges: &Privileges, cgroups: &Cgroups) -> Result<()> {
+fn prepare(
+    config: &ContainerConfig,
+    privileges: &Privileges,
+    devices: &devices::Allowed,
+    staged: &mounts::Staged,
+    filter: Option<&[seccomp::Instruction]>,
+    cgroups: &Cgroups,
+) -> Result<()> {
     nix::unistd::setgroups(&[]).doing("clear", "supplementary groups")?;
     // The shim's own score must not be inherited.
     match process::set_oom_score_adj(config.oom_score_adj.unwrap_or(0)) {
@@ -203,15 +282,23 @@ fn prepare(config: &ContainerConfig, privileges: &Privileges, cgroups: &Cgroups)
     unsafe { std::env::remove_var("LISTEN_FDS") };
     // The cgroup is made before, so that its counters can be watched while libcontainer works; and with its memory limit,
     // because a v1 kernel refuses a limit below what is used already, instead of saying that memory ran out.
-    let memory = Limits {
-        memory_bytes: config.resources.memory_bytes,
-        ..Limits::default()
+    let first = Limits {
+        // libcontainer sets these, after its own processes have joined.
+        cpu_quota_us: None,
+        cpu_period_us: None,
+        cpu_shares: None,
+        pids: None,
+        ..config.resources.clone()
     };
-    cgroups.create(&config.cgroup_path, &memory)?;
+    cgroups.create(&config.cgroup_path, &first)?;
     for directory in [&config.state_root, &config.bundle] {
         fs::create_dir_all(directory).doing_path("make", directory)?;
     }
-    let document = spec::document(config, privileges.until_filter, cgroups);
+    let document = spec::document(config, privileges.until_filter, devices, staged, cgroups);
+    if let (Seccomp::Profile(_), Some(filter)) = (&config.seccomp, filter) {
+        let file = config.bundle.join(FILTER_FILE);
+        fs::write(&file, seccomp::to_bytes(filter)).doing_path("write", &file)?;
+    }
     let file = config.bundle.join("config.json");
     fs::write(&file, document.to_string()).doing_path("write", &file)
 }
@@ -245,7 +332,7 @@ fn reason(trace: &Trace, error: &LibcontainerError) -> String {
 }
 
 /// Waits until the command has been executed, or why it has not.
-fn executed(config: &ContainerConfig, status: OwnedFd) -> std::result::Result<(), RunError> {
+fn executed(config: &ContainerConfig, args: &[String], status: OwnedFd) -> std::result::Result<(), RunError> {
     let mut message = Vec::new();
     let limit = process::MAX_REPORT as u64;
     let start = |reason: String| RunError::Start {
@@ -261,7 +348,7 @@ fn executed(config: &ContainerConfig, status: OwnedFd) -> std::result::Result<()
     }
     match postcard::from_bytes(&message) {
         Ok(Failure::Exec { errno, reason }) => {
-            let path = config.args.first().cloned().unwrap_or_default();
+            let path = args.first().cloned().unwrap_or_default();
             Err(RunError::Exec { path, reason, errno })
         }
         Ok(Failure::Protect(reason)) => Err(start(reason)),
@@ -300,6 +387,7 @@ impl Remains {
 /// With the first step that failed; the others are tried all the same.
 pub fn remove(remains: &Remains, cgroups: &Cgroups, timeout: Duration) -> Result<()> {
     let killed = cgroups.kill_all(&remains.cgroup_path, timeout);
+    hooks::after_stop(&remains.bundle);
     let removed = cgroups.remove(&remains.cgroup_path, timeout);
     let (state, bundle) = (remove_dir_all(&remains.state), remove_dir_all(&remains.bundle));
     killed.and(removed).and(state).and(bundle)

@@ -6,7 +6,7 @@
 //!
 //! Installing a filter takes `no_new_privs` or CAP_SYS_ADMIN. A container that may gain privileges has neither, so
 //! libcontainer is told to leave it CAP_SYS_ADMIN and CAP_SETPCAP as well, and they are dropped here, after the filter and
-//! before the command.
+//! before the command. A filter need let through no more for that than `capset`, `execve` and what ends a process.
 
 use std::ffi::CString;
 use std::os::fd::RawFd;
@@ -20,7 +20,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::cap;
 use crate::error::KernelError;
-use crate::seccomp;
+use crate::{apparmor, seccomp, terminal};
 
 /// Where commands are looked for when the environment has no PATH.
 const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -46,27 +46,17 @@ pub(super) struct Payload {
     pub(super) limit_to: Option<u64>,
     /// Device and inode of this program, which no container may execute.
     pub(super) own: Option<(u64, u64)>,
+    /// AppArmor profile of the command.
+    pub(super) apparmor: Option<String>,
+    /// Where a terminal is to be sent that the command gets as its standard streams.
+    pub(super) console: Option<RawFd>,
+    /// HOME where the environment has none.
+    pub(super) home: Option<String>,
 }
 
 impl Executor for Payload {
     fn exec(&self, _: &Spec) -> Result<(), ExecutorError> {
-        let failure = match self.protect() {
-            Ok(()) => self.execute(),
-            Err(error) => Failure::Protect(error.to_string()),
-        };
-        let code = match &failure {
-            Failure::Exec {
-                errno: libc::ENOENT, ..
-            } => 127,
-            _ => 126,
-        };
-        if let Ok(message) = postcard::to_extend(&failure, Vec::new()) {
-            // SAFETY: the message outlives the call. The descriptor was opened for this by the parent; if it were not
-            // open any more, the kernel would answer EBADF.
-            let _ = unsafe { libc::write(self.status, message.as_ptr().cast(), message.len()) };
-        }
-        // SAFETY: ends the process at once; there is nothing to unwind to.
-        unsafe { libc::_exit(code) }
+        self.run()
     }
 
     fn validate(&self, _: &Spec) -> Result<(), ExecutorValidationError> {
@@ -75,11 +65,28 @@ impl Executor for Payload {
 }
 
 impl Payload {
+    /// Executes the command, or says why it cannot and ends the process.
+    pub(super) fn run(&self) -> ! {
+        let failure = match self.protect() {
+            Ok(()) => self.execute(),
+            Err(error) => Failure::Protect(error.to_string()),
+        };
+        fail(self.status, &failure)
+    }
+
     fn protect(&self) -> Result<(), KernelError> {
+        if let Some(console) = self.console {
+            terminal::become_console(console)?;
+        }
+        if let Some(profile) = &self.apparmor {
+            apparmor::on_exec(profile)?;
+        }
+        // Before the filter, which may know nothing of this call.
+        self.limit_to.map_or(Ok(()), cap::drop_bounding)?;
         if let Some(filter) = &self.filter {
             seccomp::install(filter)?;
         }
-        self.limit_to.map_or(Ok(()), cap::limit_to)
+        self.limit_to.map_or(Ok(()), cap::hold)
     }
 
     /// Returns only when nothing could be executed.
@@ -151,10 +158,11 @@ impl Payload {
                 env.push(entry.clone());
             }
         }
+        // libcontainer has set this process's environment to the container's, and added HOME.
+        let home = self.home.clone().or_else(|| std::env::var("HOME").ok());
         if !env.iter().any(|entry| entry.starts_with("HOME="))
-            && let Ok(home) = std::env::var("HOME")
+            && let Some(home) = home
         {
-            // libcontainer has set this process's environment to the container's, and added HOME.
             env.push(format!("HOME={home}"));
         }
         env
@@ -163,6 +171,23 @@ impl Payload {
     fn is_own(&self, path: &str) -> bool {
         std::fs::metadata(path).is_ok_and(|file| self.own == Some((file.dev(), file.ino())))
     }
+}
+
+/// Says why the command does not run, and ends the process.
+pub(super) fn fail(status: RawFd, failure: &Failure) -> ! {
+    let code = match failure {
+        Failure::Exec {
+            errno: libc::ENOENT, ..
+        } => 127,
+        _ => 126,
+    };
+    if let Ok(message) = postcard::to_extend(failure, Vec::new()) {
+        // SAFETY: the message outlives the call. The descriptor was opened for this by the parent; if it were not
+        // open any more, the kernel would answer EBADF.
+        let _ = unsafe { libc::write(status, message.as_ptr().cast(), message.len()) };
+    }
+    // SAFETY: ends the process at once; there is nothing to unwind to.
+    unsafe { libc::_exit(code) }
 }
 
 fn c_strings(list: &[String]) -> Result<Vec<CString>, std::ffi::NulError> {

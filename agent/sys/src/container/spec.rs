@@ -7,10 +7,12 @@ use std::path::Path;
 
 use serde_json::{Value, json};
 
+use super::hooks;
+use super::mounts::Staged;
 use crate::cap;
 use crate::cgroup::{Cgroups, ROOT, Version};
 use crate::config::{ContainerConfig, Mount, MountKind};
-use crate::devices;
+use crate::devices::Allowed;
 
 /// Paths that show the host, hidden from containers.
 const MASKED: [&str; 12] = [
@@ -45,28 +47,44 @@ const SHM_OPTION: &str = "size=65536k";
 
 /// The whole document. `capabilities` is what libcontainer leaves the process with, which may be more than the container is
 /// to have: see [`super::payload`]. `cgroups` are the host's directories that it sees of its own cgroup, and where.
-pub(super) fn document(config: &ContainerConfig, capabilities: u64, cgroups: &Cgroups) -> Value {
+pub(super) fn document(
+    config: &ContainerConfig,
+    capabilities: u64,
+    devices: &Allowed,
+    staged: &Staged,
+    cgroups: &Cgroups,
+) -> Value {
     let names = cap::names(capabilities);
     let mut linux = json!({
         "cgroupsPath": format!("/{}", config.cgroup_path.trim_start_matches('/')),
         "namespaces": namespaces(config, cgroups.version() == Version::V2),
-        "resources": resources(config),
+        "resources": resources(config, devices),
     });
+    let mut nodes = devices.nodes();
     if config.privileged {
-        linux["devices"] = host_devices(Path::new("/dev")).into();
+        let listed: Vec<_> = config.devices.iter().map(|device| json!(device.path)).collect();
+        let host = host_devices(Path::new("/dev"));
+        nodes.extend(host.into_iter().filter(|node| !listed.contains(&node["path"])));
     } else {
-        linux["maskedPaths"] = json!(MASKED);
-        linux["readonlyPaths"] = json!(READ_ONLY);
+        let shown = |path: &&str| !config.unmasked_proc || !path.starts_with("/proc/");
+        linux["maskedPaths"] = MASKED.iter().copied().filter(shown).collect();
+        linux["readonlyPaths"] = READ_ONLY.iter().copied().filter(shown).collect();
+    }
+    if !nodes.is_empty() {
+        linux["devices"] = nodes.into();
+    }
+    if staged.shared() {
+        linux["rootfsPropagation"] = "shared".into();
     }
     let rlimits: Vec<Value> = config
         .rlimits
         .iter()
         .map(|r| json!({"type": r.kind, "soft": r.soft, "hard": r.hard}))
         .collect();
-    json!({
+    let mut document = json!({
         "ociVersion": "1.0.2",
         "root": {"path": config.rootfs.merged, "readonly": config.read_only_root},
-        "mounts": mounts(config, cgroups),
+        "mounts": mounts(config, staged, cgroups),
         "process": {
             "terminal": false,
             "user": {
@@ -81,13 +99,19 @@ pub(super) fn document(config: &ContainerConfig, capabilities: u64, cgroups: &Cg
             "rlimits": rlimits,
         },
         "linux": linux,
-    })
+    });
+    if let Some(hooks) = hooks::to_oci(&config.hooks) {
+        document["hooks"] = hooks;
+    }
+    document
 }
 
 fn namespaces(config: &ContainerConfig, cgroup_namespace: bool) -> Vec<Value> {
     let mut list = vec![json!({"type": "mount"})];
-    if !config.namespaces.host_pid {
-        list.push(json!({"type": "pid"}));
+    match &config.namespaces.pid {
+        Some(path) => list.push(json!({"type": "pid", "path": path})),
+        None if !config.namespaces.host_pid => list.push(json!({"type": "pid"})),
+        None => {}
     }
     if cgroup_namespace {
         list.push(json!({"type": "cgroup"}));
@@ -105,11 +129,11 @@ fn namespaces(config: &ContainerConfig, cgroup_namespace: bool) -> Vec<Value> {
     list
 }
 
-fn resources(config: &ContainerConfig) -> Value {
+fn resources(config: &ContainerConfig, devices: &Allowed) -> Value {
     let limits = &config.resources;
     let mut rules = vec![json!({"allow": config.privileged, "access": "rwm"})];
     if !config.privileged {
-        rules.extend(devices::DEFAULT.iter().map(|rule| rule.to_oci()));
+        rules.extend(devices.rules().iter().map(|rule| rule.to_oci()));
     }
     let mut resources = json!({"devices": rules});
     if let Some(bytes) = limits.memory_bytes {
@@ -132,7 +156,7 @@ fn resources(config: &ContainerConfig) -> Value {
     resources
 }
 
-fn mounts(config: &ContainerConfig, cgroups: &Cgroups) -> Vec<Value> {
+fn mounts(config: &ContainerConfig, staged: &Staged, cgroups: &Cgroups) -> Vec<Value> {
     let default = |destination: &str, kind: &str, options: &[&str]| {
         (
             destination.to_owned(),
@@ -171,6 +195,11 @@ fn mounts(config: &ContainerConfig, cgroups: &Cgroups) -> Vec<Value> {
             "/dev/shm".to_owned(),
             json!({"destination": "/dev/shm", "type": "bind", "source": shm, "options": ["rbind", "nosuid", "noexec", "nodev"]}),
         ),
+        // Who shares the host's IPC namespace shares its memory.
+        None if config.namespaces.ipc.is_none() => (
+            "/dev/shm".to_owned(),
+            json!({"destination": "/dev/shm", "type": "bind", "source": "/dev/shm", "options": ["rbind", "nosuid", "noexec", "nodev"]}),
+        ),
         None => default("/dev/shm", "tmpfs", &["nosuid", "noexec", "nodev", "mode=1777", SHM_OPTION]),
     });
     all.extend(cgroup_mounts(config, cgroups));
@@ -181,12 +210,11 @@ fn mounts(config: &ContainerConfig, cgroups: &Cgroups) -> Vec<Value> {
             .any(|mount| mount.destination == Path::new(destination))
     };
     all.retain(|(destination, _)| !named(destination));
-    all.extend(
-        config
-            .mounts
-            .iter()
-            .map(|mount| (mount.destination.to_string_lossy().into_owned(), to_oci(mount))),
-    );
+    all.extend(config.mounts.iter().enumerate().map(|(index, mount)| {
+        let source = staged.source(index);
+        let destination = mount.destination.to_string_lossy().into_owned();
+        (destination, to_oci(mount, source.as_deref()))
+    }));
     all.sort_by_key(|(destination, _)| Path::new(destination).components().count());
     all.into_iter().map(|(_, mount)| mount).collect()
 }
@@ -211,9 +239,9 @@ fn cgroup_mounts(config: &ContainerConfig, cgroups: &Cgroups) -> Vec<(String, Va
     mounts
 }
 
-fn to_oci(mount: &Mount) -> Value {
+fn to_oci(mount: &Mount, staged: Option<&Path>) -> Value {
     let (kind, source, first) = match mount.kind {
-        MountKind::Bind => ("bind", mount.source.as_path(), Some("rbind")),
+        MountKind::Bind => ("bind", staged.unwrap_or(&mount.source), Some("rbind")),
         MountKind::Tmpfs => ("tmpfs", Path::new("tmpfs"), None),
     };
     let mut options: Vec<&str> = first

@@ -1,7 +1,9 @@
 //! Tests of [`super`]: the document for a plain, a privileged and a limited container.
 
 use super::*;
-use crate::config::{Limits, Namespaces, Overlay, Seccomp, User, default_capabilities};
+use crate::config::{
+    Device, Hook, Limits, Namespaces, Overlay, Propagation, Seccomp, User, default_capabilities,
+};
 
 fn config() -> ContainerConfig {
     ContainerConfig {
@@ -42,7 +44,10 @@ fn config() -> ContainerConfig {
 
 fn document_of(config: &ContainerConfig) -> Value {
     let cgroups = Cgroups::detect(Path::new(ROOT)).unwrap();
-    let document = document(config, cap::parse(&config.capabilities).unwrap(), &cgroups);
+    let devices = Allowed::of(config).unwrap();
+    let staged = Staged::take(config).unwrap();
+    let capabilities = cap::parse(&config.capabilities).unwrap();
+    let document = document(config, capabilities, &devices, &staged, &cgroups);
     // What we write must be what libcontainer's own types read.
     serde_json::from_value::<oci_spec::runtime::Spec>(document.clone()).unwrap();
     document
@@ -158,4 +163,96 @@ fn limits_are_the_specifications() {
         json!({"shares": 2, "quota": 5, "period": 100_000})
     );
     assert_eq!(resources["pids"], json!({"limit": 3}));
+}
+
+#[test]
+fn devices_hooks_and_what_is_not_masked_are_in_the_document() {
+    let hook = |stage: &str| Hook {
+        stage: stage.into(),
+        path: "/bin/hook".into(),
+        args: vec!["hook".into(), stage.into()],
+        env: vec!["A=b".into()],
+        timeout: Some(3),
+    };
+    let document = document_of(&ContainerConfig {
+        unmasked_proc: true,
+        devices: vec![Device {
+            path: "/dev/mine".into(),
+            host_path: "/dev/zero".into(),
+            access: "rw".into(),
+            mode: Some(0o640),
+            owner: None,
+        }],
+        hooks: vec![hook("createRuntime"), hook("poststop"), hook("createRuntime")],
+        ..config()
+    });
+    let node = json!({"path": "/dev/mine", "type": "c", "major": 1, "minor": 5, "fileMode": 0o640, "uid": 1000, "gid": 100});
+    assert_eq!(document["linux"]["devices"], json!([node]));
+    let rules = document["linux"]["resources"]["devices"].as_array().unwrap();
+    let rule = json!({"allow": true, "type": "c", "major": 1, "minor": 5, "access": "rw"});
+    assert_eq!(rules.last(), Some(&rule));
+    let masked = document["linux"]["maskedPaths"].as_array().unwrap();
+    assert_eq!(masked, &["/sys/devices/virtual/powercap", "/sys/firmware"]);
+    assert_eq!(document["linux"]["readonlyPaths"], json!([]));
+    assert_eq!(document["hooks"]["createRuntime"].as_array().unwrap().len(), 2);
+    assert_eq!(
+        document["hooks"]["poststop"][0]["args"],
+        json!(["hook", "poststop"])
+    );
+}
+
+#[test]
+fn a_device_that_is_none_is_refused_by_name() {
+    let check = |path: &str, host_path: &str, access: &str, expected: &str| {
+        let devices = vec![Device {
+            path: path.into(),
+            host_path: host_path.into(),
+            access: access.into(),
+            mode: None,
+            owner: None,
+        }];
+        let error = Allowed::of(&ContainerConfig { devices, ..config() }).unwrap_err();
+        assert!(error.contains(expected), "{error}");
+    };
+    check("/etc/zero", "/dev/zero", "r", "/etc/zero: not below /dev");
+    check("/dev/x", "/etc/passwd", "r", "/etc/passwd: not a device");
+    check("/dev/x", "/dev/no-such-device", "r", "/dev/no-such-device");
+    check("/dev/x", "/dev/zero", "rx", "access \"rx\"");
+}
+
+#[test]
+fn shared_mounts_and_namespaces_are_in_the_document() {
+    let dir = tempfile::tempdir().unwrap();
+    let mount = Mount {
+        source: dir.path().to_owned(),
+        destination: "/shared".into(),
+        propagation: Propagation::Bidirectional,
+        ..Default::default()
+    };
+    let namespaces = Namespaces {
+        pid: Some("/ns/pid".into()),
+        ..Namespaces::default()
+    };
+    let document = document_of(&ContainerConfig {
+        mounts: vec![mount],
+        namespaces,
+        ..config()
+    });
+    assert_eq!(document["linux"]["rootfsPropagation"], "shared");
+    let list = document["linux"]["namespaces"].as_array().unwrap();
+    assert!(
+        list.contains(&json!({"type": "pid", "path": "/ns/pid"})),
+        "{list:?}"
+    );
+    let order = destinations(&document);
+    let at = |path: &str| order.iter().position(|found| *found == path).unwrap();
+    assert_eq!(
+        document["mounts"][at("/shared")]["source"],
+        "/run/bundle/mounts/0"
+    );
+    assert_eq!(
+        document["mounts"][at("/dev/shm")]["source"],
+        "/dev/shm",
+        "the host's, as its IPC namespace"
+    );
 }

@@ -1,6 +1,6 @@
-//! The default system call filter: a table of calls compiled to classic BPF, without any C library.
+//! System call filters: a table of calls, or a profile, compiled to classic BPF, without any C library.
 //!
-//! Always holds: an architecture that the filter does not know is killed; x86's x32 calls do not exist; a call newer than
+//! Always holds of the default filter: an architecture that the filter does not know is killed; x86's x32 calls do not exist; a call newer than
 //! the table answers ENOSYS, so that libraries use what they used before it; every other call that is not listed answers
 //! EPERM. One filter covers all architectures that a kernel can run: a 64-bit ARM kernel runs 32-bit programs too.
 //!
@@ -10,11 +10,14 @@
 //! load number ─▶ binary search over ranges of equal verdict ─▶ return, or look at the arguments and return
 //! ```
 
+mod others;
+mod profile;
 mod rule;
 mod table;
 
+pub(crate) use profile::profile;
 pub use rule::Instruction;
-use rule::{JUMP, JUMP_EQ, JUMP_GE, KILL, LOAD, RETURN, Rule, Verdict, errno, instruction, jump};
+use rule::{JUMP, JUMP_EQ, JUMP_GE, KILL, LOAD, Leaf, RETURN, Rule, Verdict, errno, instruction, jump};
 use table::{ARM_PRIVATE, NEWEST, NO, TABLE};
 
 use crate::cap;
@@ -86,13 +89,18 @@ pub fn default_filter(capabilities: &[String]) -> Vec<Instruction> {
     compile(Arch::native(), held)
 }
 
-/// The filter for these architectures and capabilities.
+/// The default filter for these architectures and capabilities.
 fn compile(arches: &[Arch], capabilities: u64) -> Vec<Instruction> {
+    assemble(arches, |arch| ranges(arch, capabilities))
+}
+
+/// A filter of ranges of numbers by architecture: see [`search`].
+fn assemble<T: Leaf>(arches: &[Arch], ranges: impl Fn(Arch) -> Vec<(u32, T)>) -> Vec<Instruction> {
     // Offset 4 of `struct seccomp_data` is the architecture, offset 0 the number.
     let mut filter = vec![instruction(LOAD, 4)];
     for &arch in arches {
         let mut body = vec![instruction(LOAD, 0)];
-        search(&ranges(arch, capabilities), &mut body);
+        search(&ranges(arch), &mut body);
         // The body may be longer than a conditional jump reaches.
         filter.push(jump(JUMP_EQ, arch.audit(), 1, 0));
         filter.push(instruction(JUMP, body.len() as u32));
@@ -100,6 +108,31 @@ fn compile(arches: &[Arch], capabilities: u64) -> Vec<Instruction> {
     }
     filter.push(instruction(RETURN, KILL));
     filter
+}
+
+/// A filter as bytes, for a file that only this node reads.
+pub(crate) fn to_bytes(filter: &[Instruction]) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(filter.len() * 8);
+    for Instruction { code, jt, jf, k } in filter {
+        bytes.extend_from_slice(&code.to_ne_bytes());
+        bytes.extend_from_slice(&[*jt, *jf]);
+        bytes.extend_from_slice(&k.to_ne_bytes());
+    }
+    bytes
+}
+
+/// The filter of such bytes; `None` when they are none.
+pub(crate) fn from_bytes(bytes: &[u8]) -> Option<Vec<Instruction>> {
+    let (whole, rest) = bytes.as_chunks::<8>();
+    (rest.is_empty() && !whole.is_empty()).then(|| {
+        let decode = |&[a, b, jt, jf, c, d, e, f]: &[u8; 8]| Instruction {
+            code: u16::from_ne_bytes([a, b]),
+            jt,
+            jf,
+            k: u32::from_ne_bytes([c, d, e, f]),
+        };
+        whole.iter().map(decode).collect()
+    })
 }
 
 /// The whole range of numbers, cut where the verdict changes: (first number, verdict until the next).
@@ -147,12 +180,11 @@ fn gap(first: u32, end: u32, push: &mut impl FnMut(u32, Verdict)) {
     }
 }
 
-/// Binary search; the number is in the accumulator.
-fn search(ranges: &[(u32, Verdict)], code: &mut Vec<Instruction>) {
+/// Binary search over (first number, what holds until the next); the number is in the accumulator.
+fn search<T: Leaf>(ranges: &[(u32, T)], code: &mut Vec<Instruction>) {
     match ranges {
         [] => code.push(instruction(RETURN, KILL)),
-        [(_, Verdict::Return(value))] => code.push(instruction(RETURN, *value)),
-        [(_, Verdict::Check(rule))] => code.extend(rule.body()),
+        [(_, leaf)] => code.extend(leaf.code()),
         _ => {
             let (low, high) = ranges.split_at(ranges.len() / 2);
             let mut below = Vec::new();

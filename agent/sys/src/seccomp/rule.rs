@@ -13,6 +13,7 @@ pub(super) const LOAD: u16 = 0x20;
 pub(super) const AND: u16 = 0x54;
 pub(super) const JUMP: u16 = 0x05;
 pub(super) const JUMP_EQ: u16 = 0x15;
+pub(super) const JUMP_GT: u16 = 0x25;
 pub(super) const JUMP_GE: u16 = 0x35;
 pub(super) const RETURN: u16 = 0x06;
 
@@ -115,6 +116,21 @@ pub(super) const fn instruction(code: u16, k: u32) -> Instruction {
 
 pub(super) const fn jump(code: u16, k: u32, jt: u8, jf: u8) -> Instruction {
     Instruction { code, jt, jf, k }
+}
+
+impl Leaf for Verdict {
+    fn code(&self) -> Vec<Instruction> {
+        match self {
+            Self::Return(value) => vec![instruction(RETURN, *value)],
+            Self::Check(rule) => rule.body(),
+        }
+    }
+}
+
+/// What a search ends in: instructions that return.
+pub(super) trait Leaf {
+    /// The instructions.
+    fn code(&self) -> Vec<Instruction>;
 }
 
 /// Low half of an argument in `struct seccomp_data`; all architectures here are little-endian.

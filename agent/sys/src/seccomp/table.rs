@@ -19,8 +19,7 @@ pub(super) const NEWEST: u32 = 467;
 
 /// One system call.
 pub(super) struct Row {
-    /// Its name in the kernel's headers; the filter needs numbers only.
-    #[cfg(test)]
+    /// Its name in the kernel's headers.
     pub(super) name: &'static str,
     /// When it is let through.
     pub(super) rule: Rule,
@@ -28,13 +27,8 @@ pub(super) struct Row {
     pub(super) numbers: [u32; 4],
 }
 
-const fn row(_name: &'static str, rule: Rule, numbers: [u32; 4]) -> Row {
-    Row {
-        #[cfg(test)]
-        name: _name,
-        rule,
-        numbers,
-    }
+const fn row(name: &'static str, rule: Rule, numbers: [u32; 4]) -> Row {
+    Row { name, rule, numbers }
 }
 
 /// 32-bit ARM's own calls (breakpoint, cacheflush, set_tls, get_tls) stand apart from the table.

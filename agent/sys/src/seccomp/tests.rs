@@ -1,6 +1,6 @@
 //! Tests of [`super`]: filters evaluated by an interpreter of classic BPF, and one that the kernel enforces.
 
-use super::rule::{ALLOW, AND};
+use super::rule::{ALLOW, AND, JUMP_GT};
 use super::table::Row;
 use super::*;
 use crate::config::default_capabilities;
@@ -9,7 +9,7 @@ const EPERM: u32 = errno(libc::EPERM);
 const ENOSYS: u32 = errno(libc::ENOSYS);
 
 /// Evaluates a filter as the kernel does; it panics on what the kernel's checker would refuse.
-fn evaluate(filter: &[Instruction], arch: Arch, number: u32, argument: u64) -> u32 {
+pub(super) fn evaluate(filter: &[Instruction], arch: Arch, number: u32, argument: u64) -> u32 {
     let load = |offset: u32| match offset {
         0 => number,
         4 => arch.audit(),
@@ -28,6 +28,7 @@ fn evaluate(filter: &[Instruction], arch: Arch, number: u32, argument: u64) -> u
             JUMP => at += k as usize,
             JUMP_EQ => at += take(accumulator == k),
             JUMP_GE => at += take(accumulator >= k),
+            JUMP_GT => at += take(accumulator > k),
             RETURN => return k,
             _ => panic!("code {code:#x}"),
         }
