@@ -17,6 +17,7 @@ pub mod netlink;
 pub mod process;
 pub mod sandbox;
 pub mod seccomp;
+pub mod volume;
 
 pub use error::{KernelError, Result};
 
