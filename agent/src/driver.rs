@@ -10,6 +10,8 @@
 //! Always holds: a message of the server is acked to the broker after the journal has what follows from it; a batch of
 //! inputs costs one sync; executors make no choices.
 
+mod volumes;
+
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
@@ -36,9 +38,10 @@ use crate::link::{self, Incoming, Link};
 use crate::local::{self, Query};
 use crate::logs::Streams;
 use crate::node::Node;
-use crate::plan::{self, Facts};
+use crate::plan::{self, Facts, Lookup};
 use crate::shims::{Command, NOTE_FORMAT, Note, Place, Shims};
-use crate::volumes;
+use crate::volumes::hostname;
+use volumes::Volumes;
 
 /// How long one start may take before it is undone.
 const START_TIMEOUT_MS: u64 = 60_000;
@@ -91,6 +94,7 @@ pub(crate) struct Driver {
     /// Microseconds from spec to first process, the latest last.
     pub(crate) latencies: Vec<u64>,
     refusals: BTreeMap<&'static str, u64>,
+    volumes: Volumes,
 }
 
 impl Driver {
@@ -136,6 +140,7 @@ impl Driver {
             arrived: BTreeMap::new(),
             latencies: Vec::new(),
             refusals: BTreeMap::new(),
+            volumes: Volumes::new(),
         }
     }
 
@@ -154,7 +159,9 @@ impl Driver {
             .await
             .context("cannot look for running Pods")?;
         info!(pods = found.len(), "found running Pods");
+        let running: Vec<Uid> = found.iter().map(|it| it.uid).collect();
         self.event(Event::Observed(found));
+        self.tidy_volumes(&running);
         self.settle();
         tokio::pin!(stop);
         let mut look = tokio::time::interval(LOOK);
@@ -169,6 +176,8 @@ impl Driver {
                 incoming = self.link.next() => self.incoming(incoming),
                 // Pieces wait in their channel while the outbox has no room.
                 Some(input) = self.streams.next(), if room => self.input(input),
+                // Receiving from a channel loses nothing when cancelled.
+                Some(answer) = self.volumes.next() => self.volume_answer(answer),
                 Some(query) = queries.recv() => local::answer(&self, query),
                 // A deadline that is cancelled is computed anew.
                 () = sleep_until(deadline, self.began) => self.event(Event::Tick),
@@ -228,7 +237,9 @@ impl Driver {
             }
             Input::Pulled { image, result } => {
                 for event in self.images.pulled(&image, &result) {
-                    self.event(event);
+                    if !self.volume_pulled(&event) {
+                        self.event(event);
+                    }
                 }
             }
             Input::StreamData { sid, offset, bytes } => {
@@ -253,8 +264,10 @@ impl Driver {
                     self.latencies.push(micros);
                 }
             }
+            Event::ShimLost(uid) => self.volumes.let_go(*uid),
             Event::Removed(uid) => {
                 self.shims.forget(*uid);
+                self.volumes.forget(*uid);
                 self.arrived.remove(uid);
                 self.stop_signals.retain(|(pod, _), _| pod != uid);
             }
@@ -292,6 +305,7 @@ impl Driver {
                 self.sync();
                 if self.core.generation() != before {
                     self.note_arrivals(arrived);
+                    self.mark_volumes();
                 }
             }
         }
@@ -333,6 +347,7 @@ impl Driver {
     /// After every turn: sync, ack, report.
     fn settle(&mut self) {
         self.sync();
+        self.end_held();
         let refused = std::mem::take(&mut self.journal_failed);
         for token in std::mem::take(&mut self.unacked) {
             // What the journal did not take stays with the broker, which sends it again after a reconnect.
@@ -450,12 +465,12 @@ impl Driver {
                 None
             }
             // The core does not ask for these yet.
-            Effect::Probe { .. }
-            | Effect::Hook { .. }
-            | Effect::Resize(_)
-            | Effect::Note { .. }
-            | Effect::RefreshVolumes(_)
-            | Effect::DropVolume(_) => None,
+            Effect::Probe { .. } | Effect::Hook { .. } | Effect::Resize(_) | Effect::Note { .. } => None,
+            Effect::RefreshVolumes(pod) => {
+                self.refresh_volumes(pod);
+                None
+            }
+            Effect::DropVolume(name) => self.drop_volume(name),
             Effect::Remove(pod) => {
                 self.shims.send(pod, Command::Remove);
                 None
@@ -531,7 +546,7 @@ impl Driver {
             .collect();
         Ok(SandboxConfig {
             pod_uid: pod.uid.to_string(),
-            hostname: pod.hostname.clone(),
+            hostname: hostname(pod).map_err(anyhow::Error::msg)?,
             ns_dir: self.place.run_of(pod.uid).join("ns"),
             host_network: false,
             network: Some(NetworkConfig {
@@ -559,6 +574,14 @@ impl Driver {
     }
 
     fn start(&mut self, container: ContainerRef) -> Option<Event> {
+        match self.make_volumes(&container) {
+            Ok(true) => {}
+            Ok(false) => return None,
+            Err(message) => {
+                let error = StartError::Config(message);
+                return Some(Event::StartFailed { container, error });
+            }
+        }
         match self.run_request(&container) {
             Ok((request, note, signal)) => {
                 self.stop_signals
@@ -578,23 +601,20 @@ impl Driver {
         }
     }
 
-    /// The configuration of a start; an error is what it lacks, in a kubelet's words.
-    fn run_request(&self, container: &ContainerRef) -> Result<(RunRequest, Note, i32), String> {
-        let (pod, ip) = self.core.pod(container.pod).ok_or("the Pod is not known")?;
-        let spec = pod
-            .containers
-            .iter()
-            .find(|it| it.name == container.name)
-            .ok_or("the container is not known")?;
-        let image = self
-            .images
-            .get(&spec.image)
-            .map_err(|error| format!("{error:#}"))?;
+    /// Tells `plan` what it must know beside the Pod.
+    fn with_facts<R>(
+        &self,
+        pod: &PodSpec,
+        ip: Option<std::net::Ipv4Addr>,
+        plan: impl FnOnce(&Facts<'_>, Lookup<'_>) -> R,
+    ) -> Result<R, String> {
         let (run, state) = (self.place.run_of(pod.uid), self.place.state_of(pod.uid));
-        let lookup = self.lookup(&pod.namespace);
-        let memory = self.node.allocatable_memory(&self.config);
-        volumes::prepare(pod, ip, &run, &state, memory, &lookup)?;
         let sandbox = self.sandbox(pod, ip).map_err(|error| format!("{error:#}"))?;
+        let volumes = self.volume_dir();
+        let claim = |name: &str| {
+            let mut all = self.core.volumes();
+            all.find(|it| it.claim.0 == pod.namespace && it.claim.1 == name)
+        };
         let facts = Facts {
             node: self.identity.node.as_str(),
             host_ip: self.node.address(),
@@ -608,8 +628,27 @@ impl Driver {
             state: &state,
             bounding: self.node.bounding(),
             namespaces: sandbox.namespaces(),
+            volumes: &volumes,
+            claim: &claim,
         };
-        let config = plan::container(pod, spec, container.attempt, &image, &facts, &lookup)?;
+        Ok(plan(&facts, &self.lookup(&pod.namespace)))
+    }
+
+    /// The configuration of a start; an error is what it lacks, in a kubelet's words.
+    fn run_request(&self, container: &ContainerRef) -> Result<(RunRequest, Note, i32), String> {
+        let (pod, ip) = self.core.pod(container.pod).ok_or("the Pod is not known")?;
+        let spec = pod
+            .containers
+            .iter()
+            .find(|it| it.name == container.name)
+            .ok_or("the container is not known")?;
+        let image = self
+            .images
+            .get(&spec.image)
+            .map_err(|error| format!("{error:#}"))?;
+        let config = self.with_facts(pod, ip, |facts, lookup| {
+            plan::container(pod, spec, container.attempt, &image, facts, lookup)
+        })??;
         let signal = image
             .config
             .stop_signal
