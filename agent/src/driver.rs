@@ -346,8 +346,8 @@ impl Driver {
 
     /// After every turn: sync, ack, report.
     fn settle(&mut self) {
-        self.sync();
         self.end_held();
+        self.sync();
         let refused = std::mem::take(&mut self.journal_failed);
         for token in std::mem::take(&mut self.unacked) {
             // What the journal did not take stays with the broker, which sends it again after a reconnect.

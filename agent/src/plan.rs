@@ -241,9 +241,33 @@ pub(crate) fn field(pod: &PodSpec, path: &FieldPath, facts: &Facts<'_>) -> Strin
 fn quoted(map: &BTreeMap<String, String>) -> String {
     let lines: Vec<String> = map
         .iter()
-        .map(|(key, value)| format!("{key}={value:?}"))
+        .map(|(key, value)| format!("{key}={}", go_quoted(value)))
         .collect();
     lines.join("\n")
+}
+
+/// A string as Go's `strconv.Quote` writes it.
+fn go_quoted(text: &str) -> String {
+    let mut out = String::from("\"");
+    for c in text.chars() {
+        match c {
+            '"' | '\\' => out.extend(['\\', c]),
+            '\'' => out.push(c),
+            '\n' => out.push_str("\\n"),
+            '\r' => out.push_str("\\r"),
+            '\t' => out.push_str("\\t"),
+            '\u{7}' => out.push_str("\\a"),
+            '\u{8}' => out.push_str("\\b"),
+            '\u{b}' => out.push_str("\\v"),
+            '\u{c}' => out.push_str("\\f"),
+            c if c < ' ' || c == '\u{7f}' => out.push_str(&format!("\\x{:02x}", u32::from(c))),
+            c if c.escape_debug().len() == 1 => out.push(c),
+            c if u32::from(c) > 0xffff => out.push_str(&format!("\\U{:08x}", u32::from(c))),
+            c => out.push_str(&format!("\\u{:04x}", u32::from(c))),
+        }
+    }
+    out.push('"');
+    out
 }
 
 /// A `resourceFieldRef`: rounded up to whole divisors. A limit that is not set is what the node has.

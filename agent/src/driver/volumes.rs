@@ -9,13 +9,13 @@ use std::time::Instant;
 
 use skiff_core::{ContainerRef, Event, StartError};
 use skiff_protocol::uid::Uid;
-use skiff_protocol::wire::spec::{PersistentVolume, PodSpec, VolumeSource};
+use skiff_protocol::wire::spec::{PersistentVolume, VolumeSource};
 use tokio::sync::mpsc;
 use tracing::{error, info, warn};
 
 use super::Driver;
 use crate::plan;
-use crate::volumes::image::{self, ImageVolumes, Step};
+use crate::volumes::image::{ImageVolumes, Wanted};
 use crate::volumes::{self, Unowned, claim};
 
 /// Answers that may wait: each is one finished piece of work, and the threads wait where there is no room.
@@ -94,9 +94,23 @@ impl Driver {
         for it in unowned {
             self.own(pod.uid, it);
         }
+        let (run, now) = (self.place.run_of(pod.uid), Instant::now());
+        let floor = self.floor.load(std::sync::atomic::Ordering::Relaxed);
         for volume in &pod.volumes {
-            if let VolumeSource::Image { .. } = volume.source {
-                there &= self.make_image(&pod, volume).map_err(|why| {
+            if let VolumeSource::Image {
+                reference,
+                pull_policy,
+            } = &volume.source
+            {
+                let wanted = Wanted {
+                    pod: pod.uid,
+                    volume: &volume.name,
+                    reference,
+                    policy: *pull_policy,
+                    path: &run.join("volumes").join(&volume.name),
+                };
+                let made = self.volumes.images.make(&mut self.images, &wanted, floor, now);
+                there &= made.map_err(|why| {
                     format!("MountVolume.SetUp failed for volume {:?} : {why}", volume.name)
                 })?;
             }
@@ -105,45 +119,6 @@ impl Driver {
             self.volumes.held.insert(container.clone());
         }
         Ok(there)
-    }
-
-    /// Has an image's files mounted. `false`: the image is being pulled.
-    fn make_image(
-        &mut self,
-        pod: &PodSpec,
-        volume: &skiff_protocol::wire::spec::Volume,
-    ) -> Result<bool, String> {
-        let VolumeSource::Image {
-            reference,
-            pull_policy,
-        } = &volume.source
-        else {
-            return Ok(true);
-        };
-        let path = self.place.run_of(pod.uid).join("volumes").join(&volume.name);
-        if image::is_mounted(&path)? {
-            return Ok(true);
-        }
-        let now = Instant::now();
-        if self.volumes.images.step(pod.uid, &volume.name, now) == Step::Ask {
-            self.volumes.images.asked(pod.uid, &volume.name, now);
-            let floor = self.floor.load(std::sync::atomic::Ordering::Relaxed);
-            let container = image::reference(pod.uid, &volume.name);
-            if let Some(event) = self.images.ensure(container, reference, *pull_policy, floor) {
-                self.volumes.images.answered(&event, now);
-            }
-        }
-        match self.volumes.images.step(pod.uid, &volume.name, now) {
-            Step::Ask | Step::Asked => Ok(false),
-            Step::Failed(why) => Err(why),
-            Step::Pulled => {
-                let found = self.images.get(reference).map_err(|error| format!("{error:#}"));
-                // Whatever comes of it, the next start begins from what is known then.
-                self.volumes.images.mounted(pod.uid, &volume.name);
-                image::mount(&found?, &path)?;
-                Ok(true)
-            }
-        }
     }
 
     /// Has the files of a volume given to the Pod's group.
@@ -275,6 +250,13 @@ impl Driver {
 
     /// The start: what an earlier agent did not live to remove is removed, and mounted files are brought up to date.
     pub(super) fn tidy_volumes(&self, running: &[Uid]) {
+        for uid in running {
+            self.refresh_volumes(*uid);
+        }
+        // A journal that is new knows of no volume, and says nothing about those that are here.
+        if self.core.generation() == 0 {
+            return;
+        }
         self.mark_volumes();
         let desired: Vec<PersistentVolume> = self.core.volumes().collect();
         match claim::left_over(&self.volume_dir(), &desired) {
@@ -284,9 +266,6 @@ impl Driver {
                 }
             }
             Err(error) => error!(%error, "the directory of volumes cannot be read"),
-        }
-        for uid in running {
-            self.refresh_volumes(*uid);
         }
     }
 

@@ -63,14 +63,10 @@ pub(super) fn mounts(
     } else {
         &spec.termination_message_path
     };
+    // As the kubelet has it, `hosts` can be written to in a container whose root cannot.
+    let fixed = |name| spec.security.read_only_root && name != "hosts";
     let ours = ETC
-        .map(|name| {
-            file(
-                etc.join(name),
-                format!("/etc/{name}"),
-                spec.security.read_only_root,
-            )
-        })
+        .map(|name| file(etc.join(name), format!("/etc/{name}"), fixed(name)))
         .into_iter()
         .chain([file(
             termination_path(facts.run, id),

@@ -15,6 +15,9 @@ use std::time::{Duration, Instant};
 use skiff_core::{ContainerRef, Event};
 use skiff_images::Image;
 use skiff_protocol::uid::Uid;
+use skiff_protocol::wire::spec::PullPolicy;
+
+use crate::images::Images;
 
 /// Kubernetes' back-off of image pulls.
 const FIRST_WAIT: Duration = Duration::from_secs(10);
@@ -25,7 +28,7 @@ const PREFIX: &str = "volume/";
 
 /// How far the image of a volume is.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Step {
+enum Step {
     /// To be asked for.
     Ask,
     /// Asked for, not answered.
@@ -47,9 +50,24 @@ struct State {
     wait: Duration,
 }
 
+/// An image volume that a Pod needs.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Wanted<'a> {
+    /// Whose.
+    pub pod: Uid,
+    /// Its name in the Pod.
+    pub volume: &'a str,
+    /// `reference`.
+    pub reference: &'a str,
+    /// `pullPolicy`.
+    pub policy: PullPolicy,
+    /// Where it is mounted.
+    pub path: &'a Path,
+}
+
 /// What an image volume is called where containers are asked for.
 #[must_use]
-pub(crate) fn reference(pod: Uid, volume: &str) -> ContainerRef {
+fn reference(pod: Uid, volume: &str) -> ContainerRef {
     ContainerRef {
         pod,
         name: format!("{PREFIX}{volume}"),
@@ -58,9 +76,45 @@ pub(crate) fn reference(pod: Uid, volume: &str) -> ContainerRef {
 }
 
 impl ImageVolumes {
+    /// Has an image's files mounted, once a Pod and boot. `false`: the image is being pulled, and an answer will come.
+    ///
+    /// # Errors
+    /// Why the image is not to be had, or cannot be mounted.
+    pub(crate) fn make(
+        &mut self,
+        images: &mut Images,
+        wanted: &Wanted<'_>,
+        floor: u64,
+        now: Instant,
+    ) -> Result<bool, String> {
+        if is_mounted(wanted.path)? {
+            return Ok(true);
+        }
+        let (pod, volume) = (wanted.pod, wanted.volume);
+        if self.step(pod, volume, now) == Step::Ask {
+            self.asked(pod, volume, now);
+            let container = reference(pod, volume);
+            if let Some(event) = images.ensure(container, wanted.reference, wanted.policy, floor) {
+                self.answered(&event, now);
+            }
+        }
+        match self.step(pod, volume, now) {
+            Step::Ask | Step::Asked => Ok(false),
+            Step::Failed(why) => Err(why),
+            Step::Pulled => {
+                // Whatever comes of it, the next start begins from what is known then.
+                self.forget_volume(pod, volume);
+                let image = images
+                    .get(wanted.reference)
+                    .map_err(|error| format!("{error:#}"))?;
+                mount(&image, wanted.path)?;
+                Ok(true)
+            }
+        }
+    }
+
     /// How far a volume's image is.
-    #[must_use]
-    pub(crate) fn step(&self, pod: Uid, volume: &str, now: Instant) -> Step {
+    fn step(&self, pod: Uid, volume: &str, now: Instant) -> Step {
         match self.0.get(&(pod, volume.to_owned())) {
             None => Step::Ask,
             Some(State {
@@ -73,7 +127,7 @@ impl ImageVolumes {
     }
 
     /// It has been asked for.
-    pub(crate) fn asked(&mut self, pod: Uid, volume: &str, now: Instant) {
+    fn asked(&mut self, pod: Uid, volume: &str, now: Instant) {
         let state = self.0.entry((pod, volume.to_owned())).or_insert(State {
             step: Step::Asked,
             until: now,
@@ -103,8 +157,7 @@ impl ImageVolumes {
         Some(container.pod)
     }
 
-    /// It is mounted.
-    pub(crate) fn mounted(&mut self, pod: Uid, volume: &str) {
+    fn forget_volume(&mut self, pod: Uid, volume: &str) {
         self.0.remove(&(pod, volume.to_owned()));
     }
 
@@ -118,7 +171,7 @@ impl ImageVolumes {
 ///
 /// # Errors
 /// When that cannot be found out.
-pub(crate) fn is_mounted(path: &Path) -> Result<bool, String> {
+fn is_mounted(path: &Path) -> Result<bool, String> {
     // The kernel lists mounts by their real paths.
     match std::fs::canonicalize(path) {
         Ok(path) => skiff_sys::mount::is_mount_point(&path).map_err(|error| error.to_string()),
@@ -131,7 +184,7 @@ pub(crate) fn is_mounted(path: &Path) -> Result<bool, String> {
 ///
 /// # Errors
 /// When the kernel refuses.
-pub(crate) fn mount(image: &Image, path: &Path) -> Result<(), String> {
+fn mount(image: &Image, path: &Path) -> Result<(), String> {
     let text = |error: std::io::Error| format!("{}: {error}", path.display());
     std::fs::create_dir_all(path).map_err(text)?;
     let path = std::fs::canonicalize(path).map_err(text)?;
@@ -141,6 +194,7 @@ pub(crate) fn mount(image: &Image, path: &Path) -> Result<(), String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::images::tests::{Node, UNREACHED};
     use skiff_core::ImageError;
 
     #[test]
@@ -177,11 +231,52 @@ mod tests {
         };
         assert_eq!(volumes.answered(&ready, now), Some(pod));
         assert_eq!(step(&volumes, 0), Step::Pulled);
-        volumes.mounted(pod, "v");
+        volumes.forget_volume(pod, "v");
         assert_eq!(step(&volumes, 0), Step::Ask);
         volumes.asked(pod, "v", now);
         volumes.forget(pod);
         assert_eq!(step(&volumes, 0), Step::Ask);
+    }
+
+    #[tokio::test]
+    async fn what_is_here_is_mounted_and_what_is_not_is_pulled() {
+        let mut node = Node::new(UNREACHED);
+        node.store("here:1");
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("volumes/v");
+        let (pod, now) = (Uid([1; 16]), Instant::now());
+        let mut volumes = ImageVolumes::default();
+        let make = |volumes: &mut ImageVolumes, node: &mut Node, reference: &str, policy, seconds| {
+            let wanted = Wanted {
+                pod,
+                volume: "v",
+                reference,
+                policy,
+                path: &path,
+            };
+            volumes.make(&mut node.images, &wanted, 0, now + Duration::from_secs(seconds))
+        };
+        let never = make(&mut volumes, &mut node, "none:1", PullPolicy::Never, 0);
+        assert_eq!(
+            never.unwrap_err(),
+            "ErrImageNeverPull: Container image \"none:1\" is not present with pull policy of Never"
+        );
+        // Its back-off is over; the registry does not answer.
+        let policy = PullPolicy::IfNotPresent;
+        for _ in 0..2 {
+            assert_eq!(make(&mut volumes, &mut node, "none:1", policy, 10), Ok(false));
+        }
+        for event in node.answers().await {
+            assert_eq!(volumes.answered(&event, now), Some(pod));
+        }
+        let failed = make(&mut volumes, &mut node, "none:1", policy, 10);
+        assert_eq!(failed.unwrap_err(), "ErrImagePull: connection refused");
+        let here = make(&mut volumes, &mut node, "here:1", policy, 1000);
+        let again = make(&mut volumes, &mut node, "here:1", policy, 1000);
+        let mounts = skiff_sys::mount::mounts_under(dir.path()).unwrap();
+        skiff_sys::mount::unmount_all_under(dir.path()).unwrap();
+        assert_eq!((here, again), (Ok(true), Ok(true)));
+        assert_eq!(mounts, std::slice::from_ref(&path), "once");
     }
 
     #[test]

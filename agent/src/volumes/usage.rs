@@ -151,7 +151,7 @@ fn whole(pod: &PodSpec) -> Option<u64> {
 fn quantity(bytes: u64) -> String {
     let suffixes = ["", "Ki", "Mi", "Gi", "Ti", "Pi", "Ei"];
     let (mut amount, mut at) = (bytes, 0);
-    while amount >= 1024 && amount % 1024 == 0 && at + 1 < suffixes.len() {
+    while amount >= 1024 && amount.is_multiple_of(1024) && at + 1 < suffixes.len() {
         amount /= 1024;
         at += 1;
     }

@@ -206,7 +206,18 @@ fn files_of_ours_give_way_and_the_last_words_have_a_place() {
         };
         let (pod, mut spec) = pod_with(disk(), mount);
         spec.termination_message_path = words.into();
+        spec.security.read_only_root = mounted == "/data";
         let all = mounts(&pod, &spec, "c-3", &[], &facts).unwrap();
+        let fixed = all
+            .iter()
+            .filter(|it| it.read_only && it.source.starts_with("/run/p/etc"));
+        let fixed: Vec<_> = fixed.map(|it| it.destination.to_str().unwrap()).collect();
+        let etc: &[&str] = if mounted == "/data" {
+            &["/etc/hostname", "/etc/resolv.conf"]
+        } else {
+            &[]
+        };
+        assert_eq!(fixed, etc);
         let places: Vec<_> = all.iter().map(|it| it.destination.to_str().unwrap()).collect();
         assert_eq!(places.join(" "), expected);
         let term = all
