@@ -40,7 +40,6 @@ use crate::logs::Streams;
 use crate::node::Node;
 use crate::plan::{self, Facts, Lookup};
 use crate::shims::{Command, NOTE_FORMAT, Note, Place, Shims};
-use crate::volumes::hostname;
 use volumes::Volumes;
 
 /// How long one start may take before it is undone.
@@ -233,7 +232,11 @@ impl Driver {
         match input {
             Input::Core(event) => {
                 self.observe(&event);
+                let removed = matches!(*event, Event::Removed(_));
                 self.event(*event);
+                if removed {
+                    self.tidy_again();
+                }
             }
             Input::Pulled { image, result } => {
                 for event in self.images.pulled(&image, &result) {
@@ -546,7 +549,7 @@ impl Driver {
             .collect();
         Ok(SandboxConfig {
             pod_uid: pod.uid.to_string(),
-            hostname: hostname(pod).map_err(anyhow::Error::msg)?,
+            hostname: pod.hostname.clone(),
             ns_dir: self.place.run_of(pod.uid).join("ns"),
             host_network: false,
             network: Some(NetworkConfig {

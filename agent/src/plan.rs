@@ -145,7 +145,6 @@ fn user(pod: &PodSpec, spec: &Container, image: &Image) -> Result<(User, String)
     }
     let mut additional_gids = found.additional_gids;
     additional_gids.extend(&pod.security.supplemental_groups);
-    additional_gids.extend(pod.security.fs_group);
     let gid = spec.security.run_as_group.unwrap_or(found.gid);
     Ok((
         User {
@@ -374,9 +373,7 @@ fn environment(
     if !has(&out, "PATH") {
         out.insert(0, DEFAULT_PATH.to_owned());
     }
-    // One that is too long fails the sandbox.
-    let hostname = crate::volumes::hostname(pod).unwrap_or_else(|_| pod.hostname.clone());
-    out.push(format!("HOSTNAME={hostname}"));
+    out.push(format!("HOSTNAME={}", pod.hostname));
     for (name, value) in variables {
         out.retain(|it| it.split('=').next() != Some(name));
         out.push(format!("{name}={value}"));

@@ -21,7 +21,6 @@ use std::path::{Path, PathBuf};
 
 use skiff_protocol::wire::spec::{PodSpec, Volume, VolumeSource};
 
-pub(crate) use etc::hostname;
 pub(crate) use owner::give as give_to_group;
 
 use crate::plan::{self, Facts, Lookup, volume_path};
@@ -124,13 +123,14 @@ fn one(
         VolumeSource::EmptyDir { memory: false, .. } => empty_dir::on_disk(&path, group).map_err(text),
         VolumeSource::HostPath { kind, .. } => host_path::prepare(&path, *kind),
         VolumeSource::Config { .. } | VolumeSource::Projected { .. } => {
-            if writer::is_published(&path) {
-                // From now on it changes only when what it is made from does: a container that starts again must not wait
-                // for an object that is gone meanwhile.
-                return Ok(());
+            match payload::payload(pod, &volume.source, facts, lookup) {
+                Ok(files) => writer::publish(&path, &files.unwrap_or_default(), group)
+                    .map(drop)
+                    .map_err(text),
+                // A container that starts again does not wait for an object that is gone meanwhile.
+                Err(_) if writer::is_published(&path) => Ok(()),
+                Err(why) => Err(why),
             }
-            let files = payload::payload(pod, &volume.source, facts, lookup)?.unwrap_or_default();
-            writer::publish(&path, &files, group).map(drop).map_err(text)
         }
         VolumeSource::Image { .. } | VolumeSource::Claim { .. } => Ok(()),
     }

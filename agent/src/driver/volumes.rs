@@ -30,6 +30,8 @@ pub(crate) struct Volumes {
     /// Volumes whose files are being given to a group.
     owning: BTreeSet<(Uid, String)>,
     answers: (mpsc::Sender<Answer>, mpsc::Receiver<Answer>),
+    /// Whether files that nobody desires may be there still.
+    untidy: bool,
 }
 
 /// Work that a thread has done.
@@ -48,6 +50,7 @@ impl Volumes {
             images: ImageVolumes::default(),
             owning: BTreeSet::new(),
             answers: mpsc::channel(ANSWERS),
+            untidy: true,
         }
     }
 
@@ -248,17 +251,28 @@ impl Driver {
         });
     }
 
-    /// The start: what an earlier agent did not live to remove is removed, and mounted files are brought up to date.
-    pub(super) fn tidy_volumes(&self, running: &[Uid]) {
+    /// The start: mounted files are brought up to date, and what an earlier agent did not live to remove is removed.
+    pub(super) fn tidy_volumes(&mut self, running: &[Uid]) {
         for uid in running {
             self.refresh_volumes(*uid);
         }
         // A journal that is new knows of no volume, and says nothing about those that are here.
-        if self.core.generation() == 0 {
+        self.volumes.untidy = self.core.generation() > 0;
+        self.mark_volumes();
+        self.tidy_again();
+    }
+
+    /// Removes the files that nobody desires, once no Pod may use them any more.
+    pub(super) fn tidy_again(&mut self) {
+        if !self.volumes.untidy {
             return;
         }
-        self.mark_volumes();
         let desired: Vec<PersistentVolume> = self.core.volumes().collect();
+        let mut pods = self.core.statuses().map(|(pod, _)| pod);
+        if !pods.all(|pod| pod.is_some_and(|pod| claim::all_desired(pod, &desired))) {
+            return;
+        }
+        self.volumes.untidy = false;
         match claim::left_over(&self.volume_dir(), &desired) {
             Ok(found) => {
                 for (name, path) in found {

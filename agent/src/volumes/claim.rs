@@ -16,7 +16,7 @@ use std::io::{self, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
-use skiff_protocol::wire::spec::PersistentVolume;
+use skiff_protocol::wire::spec::{PersistentVolume, PodSpec, VolumeSource};
 
 /// Anybody may write there, as in the directories that Kubernetes' local provisioners make.
 const MODE: u32 = 0o777;
@@ -64,6 +64,21 @@ pub(crate) fn mark_all(root: &Path, desired: &[PersistentVolume]) -> io::Result<
         }
     }
     Ok(())
+}
+
+/// Whether each claim of the Pod is bound to a volume that is desired. Of another the Pod may use files that nobody desires
+/// any more.
+#[must_use]
+pub(crate) fn all_desired(pod: &PodSpec, desired: &[PersistentVolume]) -> bool {
+    let bound = |name: &str| {
+        desired
+            .iter()
+            .any(|it| it.claim.0 == pod.namespace && it.claim.1 == name)
+    };
+    pod.volumes.iter().all(|volume| match &volume.source {
+        VolumeSource::Claim { name, .. } => bound(name),
+        _ => true,
+    })
 }
 
 /// Takes the directories away that nobody desires and that are to go, as after a loss of power amid their removal.
@@ -168,6 +183,7 @@ fn sync(dir: &Path) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use skiff_protocol::wire::spec::Volume;
 
     fn volume(name: &str, delete: bool) -> PersistentVolume {
         PersistentVolume {
@@ -230,6 +246,29 @@ mod tests {
             ".changed.reclaim .dropped-x.reclaim .kept.reclaim .new-half .wanted.reclaim changed dropped-x kept unknown wanted"
         );
         assert!(left_over(&root.join("none"), &[]).unwrap().is_empty());
+    }
+
+    #[test]
+    fn a_pod_may_use_what_its_claim_was_bound_to() {
+        let claim = |namespace: &str, name: &str| PodSpec {
+            namespace: namespace.into(),
+            volumes: vec![Volume {
+                name: "v".into(),
+                source: VolumeSource::Claim {
+                    name: name.into(),
+                    read_only: false,
+                },
+            }],
+            ..Default::default()
+        };
+        for (pod, expected) in [
+            (PodSpec::default(), true),
+            (claim("default", "c"), true),
+            (claim("default", "other"), false),
+            (claim("other", "c"), false),
+        ] {
+            assert_eq!(all_desired(&pod, &[volume("pv", true)]), expected, "{pod:?}");
+        }
     }
 
     #[test]

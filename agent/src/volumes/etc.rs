@@ -35,7 +35,7 @@ const RESOLVED_STUB: &str = "127.0.0.53";
 ///
 /// # Errors
 /// When the full name is longer than the kernel takes; in a kubelet's words.
-pub(crate) fn hostname(pod: &PodSpec) -> Result<String, String> {
+fn hostname(pod: &PodSpec) -> Result<String, String> {
     let full = domain(pod).filter(|_| pod.hostname_is_fqdn);
     let Some(full) = full.map(|domain| format!("{}.{domain}", pod.hostname)) else {
         return Ok(pod.hostname.clone());
