@@ -10,6 +10,8 @@
 //! Always holds: a message of the server is acked to the broker after the journal has what follows from it; a batch of
 //! inputs costs one sync; executors make no choices.
 
+mod volumes;
+
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
@@ -37,9 +39,9 @@ use crate::local::{self, Query};
 use crate::logs::Streams;
 use crate::network::Network;
 use crate::node::Node;
-use crate::plan::{self, Facts};
+use crate::plan::{self, Facts, Lookup};
 use crate::shims::{Command, NOTE_FORMAT, Note, Place, Shims};
-use crate::volumes;
+use volumes::Volumes;
 
 /// How long one start may take before it is undone.
 const START_TIMEOUT_MS: u64 = 60_000;
@@ -95,6 +97,7 @@ pub(crate) struct Driver {
     network: Network,
     /// A sandbox came or went since the network was looked at.
     network_stale: bool,
+    volumes: Volumes,
 }
 
 impl Driver {
@@ -142,6 +145,7 @@ impl Driver {
             refusals: BTreeMap::new(),
             network: Network::default(),
             network_stale: true,
+            volumes: Volumes::new(),
         }
     }
 
@@ -160,7 +164,9 @@ impl Driver {
             .await
             .context("cannot look for running Pods")?;
         info!(pods = found.len(), "found running Pods");
+        let running: Vec<Uid> = found.iter().map(|it| it.uid).collect();
         self.event(Event::Observed(found));
+        self.tidy_volumes(&running);
         self.settle();
         tokio::pin!(stop);
         let mut look = tokio::time::interval(LOOK);
@@ -175,6 +181,8 @@ impl Driver {
                 incoming = self.link.next() => self.incoming(incoming),
                 // Pieces wait in their channel while the outbox has no room.
                 Some(input) = self.streams.next(), if room => self.input(input),
+                // Receiving from a channel loses nothing when cancelled.
+                Some(answer) = self.volumes.next() => self.volume_answer(answer),
                 Some(query) = queries.recv() => local::answer(&self, query),
                 // A deadline that is cancelled is computed anew.
                 () = sleep_until(deadline, self.began) => self.event(Event::Tick),
@@ -230,11 +238,17 @@ impl Driver {
         match input {
             Input::Core(event) => {
                 self.observe(&event);
+                let removed = matches!(*event, Event::Removed(_));
                 self.event(*event);
+                if removed {
+                    self.tidy_again();
+                }
             }
             Input::Pulled { image, result } => {
                 for event in self.images.pulled(&image, &result) {
-                    self.event(event);
+                    if !self.volume_pulled(&event) {
+                        self.event(event);
+                    }
                 }
             }
             Input::StreamData { sid, offset, bytes } => {
@@ -259,12 +273,15 @@ impl Driver {
                     self.latencies.push(micros);
                 }
             }
-            Event::SandboxReady(_) | Event::SandboxFailed(..) | Event::ShimLost(_) => {
-                self.network_stale = true
+            Event::SandboxReady(_) | Event::SandboxFailed(..) => self.network_stale = true,
+            Event::ShimLost(uid) => {
+                self.network_stale = true;
+                self.volumes.let_go(*uid);
             }
             Event::Removed(uid) => {
                 self.network_stale = true;
                 self.shims.forget(*uid);
+                self.volumes.forget(*uid);
                 self.arrived.remove(uid);
                 self.stop_signals.retain(|(pod, _), _| pod != uid);
             }
@@ -302,6 +319,7 @@ impl Driver {
                 self.sync();
                 if self.core.generation() != before {
                     self.note_arrivals(arrived);
+                    self.mark_volumes();
                 }
             }
         }
@@ -342,6 +360,7 @@ impl Driver {
 
     /// After every turn: sync, ack, report.
     fn settle(&mut self) {
+        self.end_held();
         self.sync();
         let refused = std::mem::take(&mut self.journal_failed);
         for token in std::mem::take(&mut self.unacked) {
@@ -465,12 +484,12 @@ impl Driver {
                 None
             }
             // The core does not ask for these yet.
-            Effect::Probe { .. }
-            | Effect::Hook { .. }
-            | Effect::Resize(_)
-            | Effect::Note { .. }
-            | Effect::RefreshVolumes(_)
-            | Effect::DropVolume(_) => None,
+            Effect::Probe { .. } | Effect::Hook { .. } | Effect::Resize(_) | Effect::Note { .. } => None,
+            Effect::RefreshVolumes(pod) => {
+                self.refresh_volumes(pod);
+                None
+            }
+            Effect::DropVolume(name) => self.drop_volume(name),
             Effect::Remove(pod) => {
                 self.shims.send(pod, Command::Remove);
                 None
@@ -574,6 +593,14 @@ impl Driver {
     }
 
     fn start(&mut self, container: ContainerRef) -> Option<Event> {
+        match self.make_volumes(&container) {
+            Ok(true) => {}
+            Ok(false) => return None,
+            Err(message) => {
+                let error = StartError::Config(message);
+                return Some(Event::StartFailed { container, error });
+            }
+        }
         match self.run_request(&container) {
             Ok((request, note, signal)) => {
                 self.stop_signals
@@ -593,23 +620,20 @@ impl Driver {
         }
     }
 
-    /// The configuration of a start; an error is what it lacks, in a kubelet's words.
-    fn run_request(&self, container: &ContainerRef) -> Result<(RunRequest, Note, i32), String> {
-        let (pod, ip) = self.core.pod(container.pod).ok_or("the Pod is not known")?;
-        let spec = pod
-            .containers
-            .iter()
-            .find(|it| it.name == container.name)
-            .ok_or("the container is not known")?;
-        let image = self
-            .images
-            .get(&spec.image)
-            .map_err(|error| format!("{error:#}"))?;
+    /// Tells `plan` what it must know beside the Pod.
+    fn with_facts<R>(
+        &self,
+        pod: &PodSpec,
+        ip: Option<std::net::Ipv4Addr>,
+        plan: impl FnOnce(&Facts<'_>, Lookup<'_>) -> R,
+    ) -> Result<R, String> {
         let (run, state) = (self.place.run_of(pod.uid), self.place.state_of(pod.uid));
-        let lookup = self.lookup(&pod.namespace);
-        let memory = self.node.allocatable_memory(&self.config);
-        volumes::prepare(pod, ip, &run, &state, memory, &lookup)?;
         let sandbox = self.sandbox(pod, ip).map_err(|error| format!("{error:#}"))?;
+        let volumes = self.volume_dir();
+        let claim = |name: &str| {
+            let mut all = self.core.volumes();
+            all.find(|it| it.claim.0 == pod.namespace && it.claim.1 == name)
+        };
         let facts = Facts {
             node: self.identity.node.as_str(),
             host_ip: self.node.address(),
@@ -623,8 +647,27 @@ impl Driver {
             state: &state,
             bounding: self.node.bounding(),
             namespaces: sandbox.namespaces(),
+            volumes: &volumes,
+            claim: &claim,
         };
-        let config = plan::container(pod, spec, container.attempt, &image, &facts, &lookup)?;
+        Ok(plan(&facts, &self.lookup(&pod.namespace)))
+    }
+
+    /// The configuration of a start; an error is what it lacks, in a kubelet's words.
+    fn run_request(&self, container: &ContainerRef) -> Result<(RunRequest, Note, i32), String> {
+        let (pod, ip) = self.core.pod(container.pod).ok_or("the Pod is not known")?;
+        let spec = pod
+            .containers
+            .iter()
+            .find(|it| it.name == container.name)
+            .ok_or("the container is not known")?;
+        let image = self
+            .images
+            .get(&spec.image)
+            .map_err(|error| format!("{error:#}"))?;
+        let config = self.with_facts(pod, ip, |facts, lookup| {
+            plan::container(pod, spec, container.attempt, &image, facts, lookup)
+        })??;
         let signal = image
             .config
             .stop_signal

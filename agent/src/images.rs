@@ -402,4 +402,4 @@ async fn give_up(mut child: Child, request: &PullRequest, patience: Duration) ->
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

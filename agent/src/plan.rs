@@ -8,12 +8,16 @@ use std::path::{Path, PathBuf};
 
 use skiff_images::{Image, ImageConfig};
 use skiff_protocol::wire::spec::{
-    ConfigData, Container, EnvValue, FieldPath, PodSpec, ResourceField, ResourceName, Seccomp as SeccompSpec,
-    VolumeSource,
+    ConfigData, Container, EnvValue, FieldPath, PersistentVolume, PodSpec, ResourceField, ResourceName,
+    Seccomp as SeccompSpec,
 };
-use skiff_sys::{
-    ContainerConfig, Limits, Mount, MountKind, Namespaces, Overlay, Seccomp, User, default_capabilities,
-};
+use skiff_sys::{ContainerConfig, Limits, Namespaces, Overlay, Seccomp, User, default_capabilities};
+
+mod mounts;
+
+#[cfg(test)]
+pub(crate) use mounts::tests as mounts_tests;
+pub(crate) use mounts::{termination_path, volume_path};
 
 /// Kubernetes' period of a CPU limit, in microseconds.
 const CPU_PERIOD_US: u64 = 100_000;
@@ -26,6 +30,9 @@ const DEFAULT_PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/b
 
 /// Finds a ConfigMap (`false`) or Secret (`true`) of the Pod's namespace.
 pub(crate) type Lookup<'a> = &'a dyn Fn(bool, &str) -> Option<ConfigData>;
+
+/// Finds the PersistentVolume that a claim of the Pod's namespace is bound to.
+pub(crate) type Claims<'a> = &'a dyn Fn(&str) -> Option<PersistentVolume>;
 
 /// What a plan needs to know beside the Pod.
 pub(crate) struct Facts<'a> {
@@ -53,21 +60,16 @@ pub(crate) struct Facts<'a> {
     pub bounding: &'a [String],
     /// Namespaces of the sandbox.
     pub namespaces: Namespaces,
+    /// The directory of this node's PersistentVolumes.
+    pub volumes: &'a Path,
+    /// Which of them a claim is bound to.
+    pub claim: Claims<'a>,
 }
 
-/// Where a volume's files are on the node.
+/// What a start of a container is called below its Pod.
 #[must_use]
-pub(crate) fn volume_path(run: &Path, state: &Path, name: &str, source: &VolumeSource) -> PathBuf {
-    match source {
-        VolumeSource::EmptyDir { memory: false, .. } => state.join("volumes").join(name),
-        // Memory means tmpfs; and ConfigMaps and Secrets never touch flash.
-        VolumeSource::EmptyDir { memory: true, .. } | VolumeSource::Config { .. } => {
-            run.join("volumes").join(name)
-        }
-        VolumeSource::Projected { .. } => run.join("volumes").join(name),
-        VolumeSource::HostPath { path, .. } => PathBuf::from(path),
-        VolumeSource::Image { .. } | VolumeSource::Claim { .. } => state.join("volumes").join(name),
-    }
+pub(crate) fn container_id(spec: &Container, attempt: u32) -> String {
+    format!("{}-{attempt}", spec.name)
 }
 
 /// The configuration of one start of a container.
@@ -85,7 +87,8 @@ pub(crate) fn container(
     let (user, home) = user(pod, spec, image)?;
     let variables = variables(pod, spec, facts, lookup)?;
     let args = args(spec, &image.config, &variables)?;
-    let id = format!("{}-{attempt}", spec.name);
+    let id = container_id(spec, attempt);
+    let mounts = mounts::mounts(pod, spec, &id, &variables, facts)?;
     let disk = facts.state.join("containers").join(&id);
     Ok(ContainerConfig {
         state_root: facts.run.join("state"),
@@ -108,7 +111,7 @@ pub(crate) fn container(
         no_new_privileges: !spec.security.allow_privilege_escalation,
         read_only_root: spec.security.read_only_root,
         privileged: false,
-        mounts: mounts(pod, spec, facts),
+        mounts,
         namespaces: facts.namespaces.clone(),
         cgroup_path: format!("{}/{id}", facts.pod_cgroup),
         resources: limits(spec, facts.pids),
@@ -217,7 +220,7 @@ fn variables(
         .collect())
 }
 
-fn field(pod: &PodSpec, path: &FieldPath, facts: &Facts<'_>) -> String {
+pub(crate) fn field(pod: &PodSpec, path: &FieldPath, facts: &Facts<'_>) -> String {
     match path {
         FieldPath::Name => pod.name.clone(),
         FieldPath::Namespace => pod.namespace.clone(),
@@ -237,15 +240,44 @@ fn field(pod: &PodSpec, path: &FieldPath, facts: &Facts<'_>) -> String {
 fn quoted(map: &BTreeMap<String, String>) -> String {
     let lines: Vec<String> = map
         .iter()
-        .map(|(key, value)| format!("{key}={value:?}"))
+        .map(|(key, value)| format!("{key}={}", go_quoted(value)))
         .collect();
     lines.join("\n")
+}
+
+/// A string as Go's `strconv.Quote` writes it.
+fn go_quoted(text: &str) -> String {
+    let mut out = String::from("\"");
+    for c in text.chars() {
+        match c {
+            '"' | '\\' => out.extend(['\\', c]),
+            '\'' => out.push(c),
+            '\n' => out.push_str("\\n"),
+            '\r' => out.push_str("\\r"),
+            '\t' => out.push_str("\\t"),
+            '\u{7}' => out.push_str("\\a"),
+            '\u{8}' => out.push_str("\\b"),
+            '\u{b}' => out.push_str("\\v"),
+            '\u{c}' => out.push_str("\\f"),
+            c if c < ' ' || c == '\u{7f}' => out.push_str(&format!("\\x{:02x}", u32::from(c))),
+            c if c.escape_debug().len() == 1 => out.push(c),
+            c if u32::from(c) > 0xffff => out.push_str(&format!("\\U{:08x}", u32::from(c))),
+            c => out.push_str(&format!("\\u{:04x}", u32::from(c))),
+        }
+    }
+    out.push('"');
+    out
 }
 
 /// A `resourceFieldRef`: rounded up to whole divisors. A limit that is not set is what the node has.
 ///
 /// Source: Kubernetes documentation, "Downward API", information available via `resourceFieldRef`.
-fn resource(pod: &PodSpec, own: &str, wanted: &ResourceField, facts: &Facts<'_>) -> Result<String, String> {
+pub(crate) fn resource(
+    pod: &PodSpec,
+    own: &str,
+    wanted: &ResourceField,
+    facts: &Facts<'_>,
+) -> Result<String, String> {
     let name = if wanted.container.is_empty() {
         own
     } else {
@@ -279,6 +311,10 @@ fn resource(pod: &PodSpec, own: &str, wanted: &ResourceField, facts: &Facts<'_>)
 ///
 /// Source: Kubernetes API reference, `EnvVar.value`.
 fn expand(text: &str, variables: &BTreeMap<String, String>) -> String {
+    expand_with(text, &mut |name| variables.get(name).cloned())
+}
+
+fn expand_with(text: &str, value_of: &mut dyn FnMut(&str) -> Option<String>) -> String {
     let mut out = String::with_capacity(text.len());
     let mut rest = text;
     while let Some(at) = rest.find('$') {
@@ -288,8 +324,8 @@ fn expand(text: &str, variables: &BTreeMap<String, String>) -> String {
             out.push('$');
             rest = after;
         } else if let Some((name, after)) = rest.strip_prefix('(').and_then(|it| it.split_once(')')) {
-            match variables.get(name) {
-                Some(value) => out.push_str(value),
+            match value_of(name) {
+                Some(value) => out.push_str(&value),
                 None => out.push_str(&format!("$({name})")),
             }
             rest = after;
@@ -370,34 +406,6 @@ fn capabilities(add: &[String], drop: &[String], bounding: &[String]) -> Vec<Str
     out.sort();
     out.dedup();
     out
-}
-
-fn mounts(pod: &PodSpec, spec: &Container, facts: &Facts<'_>) -> Vec<Mount> {
-    let bind = |source: PathBuf, destination: &str, read_only| Mount {
-        source,
-        destination: PathBuf::from(destination),
-        kind: MountKind::Bind,
-        options: Vec::new(),
-        read_only,
-        ..Default::default()
-    };
-    let etc = facts.run.join("etc");
-    let files =
-        ["hosts", "hostname", "resolv.conf"].map(|name| bind(etc.join(name), &format!("/etc/{name}"), false));
-    let volumes = spec.mounts.iter().filter_map(|mount| {
-        let volume = pod.volumes.iter().find(|it| it.name == mount.volume)?;
-        let path = volume_path(facts.run, facts.state, &volume.name, &volume.source);
-        let config = matches!(volume.source, VolumeSource::Config { .. });
-        let destination = format!("/{}", mount.path.trim_start_matches('/'));
-        Some(bind(path, &destination, mount.read_only || config))
-    });
-    let own: Vec<Mount> = volumes.collect();
-    let taken = |it: &Mount| own.iter().any(|volume| volume.destination == it.destination);
-    files
-        .into_iter()
-        .filter(|it| !taken(it))
-        .chain(own.iter().cloned())
-        .collect()
 }
 
 fn limits(spec: &Container, pids: u64) -> Limits {

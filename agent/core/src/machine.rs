@@ -8,7 +8,7 @@ use skiff_protocol::sha256;
 use skiff_protocol::topic::NodeName;
 use skiff_protocol::uid::Uid;
 use skiff_protocol::wire::desired::Index;
-use skiff_protocol::wire::spec::{Container, Object, ObjectKey, PodSpec};
+use skiff_protocol::wire::spec::{Container, Object, ObjectKey, PersistentVolume, PodSpec};
 use skiff_protocol::wire::{self, Hello, NodeInfo, Up};
 
 use crate::desired::{Gathering, Staged};
@@ -298,6 +298,16 @@ impl Core {
     #[must_use]
     pub fn object(&self, key: &ObjectKey) -> Option<Object> {
         postcard::from_bytes(self.durable.objects.get(key)?).ok()
+    }
+
+    /// The PersistentVolumes that this node keeps.
+    pub fn volumes(&self) -> impl Iterator<Item = PersistentVolume> + '_ {
+        let keys = self.durable.objects.keys();
+        let volumes = keys.filter(|key| matches!(key, ObjectKey::Volume(_)));
+        volumes.filter_map(|key| match self.object(key)? {
+            Object::Volume(volume) => Some(volume),
+            Object::Pod(_) | Object::ConfigMap(_) | Object::Secret(_) => None,
+        })
     }
 
     /// Every Pod with its status, for people.

@@ -12,17 +12,17 @@ use skiff_protocol::uid::Uid;
 use super::*;
 
 /// Says nothing for a moment, notes that it ran, and that nobody answered it.
-const UNREACHED: &str = r#"read -r request; echo "$request" >> ran; sleep 0.2
+pub(crate) const UNREACHED: &str = r#"read -r request; echo "$request" >> ran; sleep 0.2
 echo '{"error":{"reason":"RegistryUnavailable","message":"connection refused"}}'"#;
 
-struct Node {
+pub(crate) struct Node {
     dir: tempfile::TempDir,
-    images: Images,
+    pub(crate) images: Images,
     inputs: mpsc::Receiver<Input>,
 }
 
 impl Node {
-    fn new(script: &str) -> Self {
+    pub(crate) fn new(script: &str) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let config = Config {
             state_dir: dir.path().to_owned(),
@@ -62,7 +62,7 @@ impl Node {
     }
 
     /// Puts an image without layers into the store.
-    fn store(&self, image: &str) {
+    pub(crate) fn store(&self, image: &str) {
         let reference = ImageRef::parse(image).unwrap();
         let sha256 = |text: &str| {
             let hash = ring::digest::digest(&ring::digest::SHA256, text.as_bytes());
@@ -95,15 +95,16 @@ impl Node {
 
     /// What the next pull that ends leads to: each image with whether it is ready.
     async fn pulled(&mut self) -> Vec<(String, bool)> {
+        self.answers().await.into_iter().map(shown).collect()
+    }
+
+    /// What the next pull that ends leads to.
+    pub(crate) async fn answers(&mut self) -> Vec<Event> {
         let input = timeout(Duration::from_secs(20), self.inputs.recv()).await;
         let Some(Input::Pulled { image, result }) = input.unwrap() else {
             panic!("no pull ended")
         };
-        self.images
-            .pulled(&image, &result)
-            .into_iter()
-            .map(shown)
-            .collect()
+        self.images.pulled(&image, &result)
     }
 
     fn ran(&self) -> usize {

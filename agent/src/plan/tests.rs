@@ -158,3 +158,17 @@ fn capabilities_add_and_drop() {
             .all(|it| it != "CAP_NET_RAW")
     );
 }
+
+#[test]
+fn downward_files_quote_as_go_does() {
+    for (text, expected) in [
+        ("plain", r#""plain""#),
+        ("it's \"so\"\\", r#""it's \"so\"\\""#),
+        ("a\nb\tc\r", r#""a\nb\tc\r""#),
+        ("\u{0}\u{7}\u{7f}", r#""\x00\a\x7f""#),
+        ("gr\u{fc}n", "\"gr\u{fc}n\""),
+        ("\u{200b}\u{e0001}", r#""\u200b\U000e0001""#),
+    ] {
+        assert_eq!(go_quoted(text), expected);
+    }
+}

@@ -21,6 +21,7 @@ pub mod sandbox;
 pub mod seccomp;
 pub mod terminal;
 mod tree;
+pub mod volume;
 
 pub use error::{KernelError, Result};
 

@@ -13,7 +13,7 @@ use crate::config::Overlay;
 use crate::error::{Doing, Result};
 
 /// Bytes of mount data that the kernel takes: one page.
-const MAX_MOUNT_DATA: usize = 4096;
+pub(crate) const MAX_MOUNT_DATA: usize = 4096;
 
 const NONE: Option<&str> = None;
 
@@ -119,7 +119,7 @@ fn overlay_options(config: &Overlay, base: Option<&Path>) -> io::Result<Vec<u8>>
     Ok(data)
 }
 
-fn push_path(data: &mut Vec<u8>, path: &Path) -> io::Result<()> {
+pub(crate) fn push_path(data: &mut Vec<u8>, path: &Path) -> io::Result<()> {
     let bytes = path.as_os_str().as_bytes();
     if bytes.iter().any(|byte| matches!(byte, b':' | b',' | b'\\' | 0)) {
         return Err(io::Error::other(format!(
@@ -131,7 +131,7 @@ fn push_path(data: &mut Vec<u8>, path: &Path) -> io::Result<()> {
     Ok(())
 }
 
-fn common_parent(paths: &[PathBuf]) -> Option<PathBuf> {
+pub(crate) fn common_parent(paths: &[PathBuf]) -> Option<PathBuf> {
     let mut base = paths.first()?.parent()?.to_owned();
     while !paths.iter().all(|path| path.starts_with(&base) && path != &base) {
         base = base.parent()?.to_owned();
