@@ -4,6 +4,7 @@
 //! agent itself has one thread for its work, never forks and never calls libcontainer.
 
 mod config;
+mod devices;
 mod doctor;
 mod driver;
 mod identity;
@@ -14,7 +15,9 @@ mod link;
 mod local;
 mod logs;
 mod node;
+mod own;
 mod plan;
+mod pressure;
 mod shims;
 mod show;
 mod stop;
@@ -182,9 +185,10 @@ async fn run(config: config::Config) -> Result<()> {
     }
     let floor = Arc::new(AtomicU64::new(0));
     link::raise(&floor, recovered.time.max(BUILT));
-    let node = node::Node::look();
     let cgroups = Cgroups::detect(&config.cgroup_root)?;
+    let mut node = node::Node::look(&config, &cgroups);
     let place = prepare(&config, &node, cgroups)?;
+    node.look_again(&config, std::time::Instant::now());
     let (network, prefix) = config.pods()?;
     let core = Core::new(
         skiff_core::Config {
@@ -204,6 +208,7 @@ async fn run(config: config::Config) -> Result<()> {
         config.clone(),
         identity.clone(),
         place.executable.clone(),
+        place.own.clone(),
         sender.clone(),
     )?;
     let shims = shims::Shims::new(place.clone(), sender);
@@ -264,6 +269,7 @@ fn prepare(config: &config::Config, node: &node::Node, cgroups: Cgroups) -> Resu
         ..Default::default()
     };
     cgroups.ensure_parent(&config.cgroup, &budget)?;
+    let own = own::Own::enter(config, &cgroups);
     for (_, message) in node::lacking(&cgroups) {
         warn!("{message}");
     }
@@ -275,6 +281,7 @@ fn prepare(config: &config::Config, node: &node::Node, cgroups: Cgroups) -> Resu
         state: config.state_dir.join("pods"),
         executable,
         cgroups,
+        own,
     })
 }
 
