@@ -110,6 +110,8 @@ const ESRCH: i32 = 3;
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
     use super::*;
 
     fn config(text: &str) -> Config {
@@ -161,5 +163,40 @@ mod tests {
             own.take(Part::Shims, 7);
             assert_eq!(read("shims", "cgroup.procs"), if bounded { "7" } else { "" });
         }
+    }
+
+    /// The cgroup of a process in the hierarchy of the memory controller.
+    fn memory_cgroup(pid: &str) -> String {
+        let text = std::fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap();
+        let of = |list: &str| list == "memory" || list.is_empty();
+        let mut lines = text.lines().map(|line| line.splitn(3, ':').collect::<Vec<_>>());
+        let v1 = lines.clone().find(|it| it[1] == "memory");
+        let line = v1.or_else(|| lines.find(|it| of(it[1]))).unwrap();
+        line[2].to_owned()
+    }
+
+    #[test]
+    fn this_kernel_moves_processes_there_and_forgets_the_rest() {
+        let cgroups = Cgroups::detect(Path::new(skiff_sys::cgroup::ROOT)).unwrap();
+        let before = memory_cgroup("self");
+        let mut config = config("agent_memory = 536870912");
+        config.cgroup = format!("skiff-own-{}", std::process::id());
+        let own = Own::enter(&config, &cgroups);
+        let here = memory_cgroup("self");
+        let mut child = std::process::Command::new("sleep").arg("60").spawn().unwrap();
+        own.take(Part::Shims, child.id());
+        let there = memory_cgroup(&child.id().to_string());
+        child.kill().unwrap();
+        child.wait().unwrap();
+        // One that has ended is no cause for alarm.
+        own.take(Part::Pull, child.id());
+        let back = cgroups.dir("memory", before.trim_start_matches('/'));
+        std::fs::write(back.join("cgroup.procs"), std::process::id().to_string()).unwrap();
+        cgroups
+            .remove(&parent(&config), std::time::Duration::from_secs(5))
+            .unwrap();
+        let parent = parent(&config);
+        assert!(here.ends_with(&format!("/{parent}/agent")), "{here}");
+        assert!(there.ends_with(&format!("/{parent}/shims")), "{there}");
     }
 }

@@ -45,8 +45,9 @@ const MEASURE: Duration = Duration::from_secs(10);
 /// A kubelet's `memory.available` by default; on a node with less than twenty times as much, a twentieth.
 const MEMORY_AVAILABLE: u64 = 100 << 20;
 
-/// Microseconds within each second that processes must wait for memory before we look at once.
-const STALL: &str = "some 200000 1000000";
+/// Microseconds within each two seconds that processes must wait for memory before we look at once. A window of two
+/// seconds is what the kernel gives without CAP_SYS_RESOURCE too.
+const STALL: &str = "some 300000 2000000";
 
 const PSI: &str = "/proc/pressure/memory";
 
