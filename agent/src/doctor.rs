@@ -260,7 +260,7 @@ fn recursive_read_only() -> Outcome {
 }
 
 fn hugepages(config: &Config) -> Outcome {
-    let pages = node::hugepages_in(Path::new("/sys/kernel/mm/hugepages"));
+    let pages = node::hugepages();
     if pages.is_empty() {
         // Few machines need any: nothing is wrong.
         return Good("none are set aside".to_owned());

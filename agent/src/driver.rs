@@ -551,7 +551,6 @@ impl Driver {
         let memory = self.node.allocatable_memory(&self.config);
         volumes::prepare(pod, ip, &run, &state, memory, &lookup)?;
         let sandbox = self.sandbox(pod, ip)?;
-        let hugepages = self.node.hugepage_sizes();
         let apparmor = node::apparmor();
         let facts = Facts {
             node: self.identity.node.as_str(),
@@ -561,7 +560,7 @@ impl Driver {
             node_cpu_milli: self.node.allocatable_cpu(&self.config),
             node_memory: self.node.memory(),
             node_storage: self.node.allocatable_storage(&self.config),
-            limits: &self.limits(&hugepages),
+            limits: &self.limits(),
             seccomp_dir: &self.config.seccomp_profiles(),
             apparmor: apparmor.then_some(&node::apparmor_profile),
             pod_cgroup: sandbox.cgroup.path(),

@@ -27,8 +27,12 @@ pub(crate) struct Node {
     hostname: String,
     /// Bytes of the state directory's file system.
     storage: u64,
-    /// Huge pages: the size of one, and the bytes in all of that size.
+    /// Huge pages that Pods may ask for: the size of one, and the bytes in all of that size.
     hugepages: Vec<(u64, u64)>,
+    /// Their sizes.
+    hugepage_sizes: Vec<u64>,
+    /// Bytes of memory that are set aside as huge pages, and so for nothing else.
+    set_aside: u64,
     features: BTreeSet<String>,
     /// The devices that Pods may ask for.
     pub(crate) devices: Devices,
@@ -43,6 +47,10 @@ impl Node {
     /// Looks at the machine. Called inside the runtime.
     #[must_use]
     pub(crate) fn look(config: &Config, cgroups: &Cgroups) -> Self {
+        let pages = hugepages();
+        // Without their controller no container could be kept to what it asked for.
+        let limited = cgroups.controllers().contains("hugetlb");
+        let hugepages = if limited { pages.clone() } else { Vec::new() };
         let cpus = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
         let bounding = skiff_sys::cap::bounding()
             .map(skiff_sys::cap::names)
@@ -55,7 +63,9 @@ impl Node {
             bounding: bounding.into_iter().map(str::to_owned).collect(),
             hostname: line("/proc/sys/kernel/hostname"),
             storage: 0,
-            hugepages: hugepages(cgroups),
+            hugepage_sizes: hugepages.iter().map(|(size, _)| *size).collect(),
+            set_aside: pages.iter().map(|(_, bytes)| bytes).sum(),
+            hugepages,
             features: features(config),
             devices: Devices::look(config, &config.run_dir.join("pods")),
             watch: Watch::new(),
@@ -90,8 +100,8 @@ impl Node {
 
     /// Sizes of huge pages that there are any of, and that can be limited.
     #[must_use]
-    pub(crate) fn hugepage_sizes(&self) -> Vec<u64> {
-        self.hugepages.iter().map(|(size, _)| *size).collect()
+    pub(crate) fn hugepage_sizes(&self) -> &[u64] {
+        &self.hugepage_sizes
     }
 
     /// What this node can do or allows, of [`feature::ALL`].
@@ -123,7 +133,8 @@ impl Node {
     /// Bytes of memory that Pods may request: the budget, or what is not reserved.
     #[must_use]
     pub(crate) fn allocatable_memory(&self, config: &Config) -> u64 {
-        let free = self.memory.saturating_sub(config.reserved_memory);
+        let free = self.memory.saturating_sub(self.set_aside);
+        let free = free.saturating_sub(config.reserved_memory);
         if config.memory_budget == 0 {
             free
         } else {
@@ -265,16 +276,14 @@ pub(crate) fn apparmor_profile(name: &str) -> bool {
     names.any(|it| it == name)
 }
 
-/// Huge pages by their size, where their cgroup controller can keep containers to what they asked for.
-pub(crate) fn hugepages(cgroups: &Cgroups) -> Vec<(u64, u64)> {
-    if !cgroups.controllers().contains("hugetlb") {
-        return Vec::new();
-    }
+/// The kernel's huge pages: the size of one, and the bytes in all of that size.
+#[must_use]
+pub(crate) fn hugepages() -> Vec<(u64, u64)> {
     hugepages_in(Path::new("/sys/kernel/mm/hugepages"))
 }
 
 /// Sizes and bytes of a directory as `/sys/kernel/mm/hugepages` is one; sizes without any pages are left out.
-pub(crate) fn hugepages_in(dir: &Path) -> Vec<(u64, u64)> {
+fn hugepages_in(dir: &Path) -> Vec<(u64, u64)> {
     let mut out = Vec::new();
     for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
         let name = entry.file_name();
@@ -408,7 +417,8 @@ mod tests {
         };
         let info = node.info(&config, &place);
         assert_eq!(info.allocatable_storage, info.storage - 4096);
-        assert_eq!(info.allocatable_memory, info.memory - config.reserved_memory);
+        let kept = config.reserved_memory + node.set_aside;
+        assert_eq!(info.allocatable_memory, info.memory - kept);
         assert_eq!(info.extended, [("a.b/c".to_owned(), 1)]);
         let allowed = |name: &str| info.features.iter().any(|it| it == name);
         assert!(

@@ -24,17 +24,17 @@ impl Driver {
             config: &self.config,
             node: self.node.hostname(),
             ns_dir: self.place.run_of(pod.uid).join("ns"),
-            limits: &self.limits(&[]),
+            limits: &self.limits(),
         };
         plan::sandbox(pod, ip, &facts)
     }
 
     /// What of the node decides about limits.
-    pub(crate) fn limits<'a>(&self, hugepages: &'a [u64]) -> NodeLimits<'a> {
+    pub(super) fn limits(&self) -> NodeLimits<'_> {
         NodeLimits {
             pids: self.config.pids_per_container,
             allocatable_memory: self.node.allocatable_memory(&self.config),
-            hugepages,
+            hugepages: self.node.hugepage_sizes(),
             unified: self.place.cgroups.version() == Version::V2,
             memory_qos: self.config.memory_qos,
             block_device: &|path| devices::numbers(path, true),

@@ -258,3 +258,56 @@ fn who_dies_first_when_memory_runs_out() {
     pod.resources.memory_request = Some(400);
     assert_eq!(limits::oom_score_adj(&pod, &pod.containers[0], 1000), 800);
 }
+
+/// Source: Kubernetes documentation, "Downward API", information available via `resourceFieldRef`.
+#[test]
+fn a_resource_field_is_rounded_up_and_falls_back_to_the_node() {
+    let mut pod = pod_of(vec![asks(Some(250), Some(1 << 20)), asks(None, None)]);
+    pod.containers[1].name = "bare".into();
+    pod.containers[0].resources.hugepages = vec![(2 << 20, 4 << 20)];
+    pod.containers[0].resources.storage_request = Some(1500);
+    pod.init_containers = vec![sidecar(asks(Some(1500), None))];
+    pod.init_containers[0].name = "side".into();
+    let facts = Facts {
+        node: "n",
+        host_ip: "",
+        pod_ip: None,
+        hostname: "n",
+        node_cpu_milli: 3500,
+        node_memory: 1,
+        node_storage: 4096,
+        limits: &NONE,
+        seccomp_dir: Path::new("/"),
+        apparmor: None,
+        pod_cgroup: String::new(),
+        run: Path::new("/"),
+        state: Path::new("/"),
+        bounding: &[],
+        namespaces: Namespaces::default(),
+    };
+    use ResourceName::{Cpu, EphemeralStorage, HugePages, Memory};
+    for (container, request, name, divisor, expected) in [
+        ("", false, Cpu, 1000, Some("1")),
+        ("", false, Cpu, 1, Some("250")),
+        ("", false, Memory, 1000, Some("1048576")),
+        ("", false, Memory, 1000 << 10, Some("1024")),
+        ("", true, EphemeralStorage, 1000 * 1000, Some("2")),
+        ("", false, HugePages(2 << 20), 1000, Some("4194304")),
+        ("", false, HugePages(1 << 30), 1000, Some("0")),
+        ("bare", false, Cpu, 1000, Some("4")),
+        ("bare", true, Cpu, 1000, Some("0")),
+        ("bare", false, Memory, 1000 << 20, Some("1000")),
+        ("bare", false, EphemeralStorage, 1000, Some("4096")),
+        ("side", false, Cpu, 1000, Some("2")),
+        ("none", false, Cpu, 1000, None),
+    ] {
+        let wanted = ResourceField {
+            container: container.into(),
+            request,
+            resource: name,
+            divisor_milli: divisor,
+        };
+        let found = resource(&pod, "c", &wanted, &facts);
+        assert_eq!(found.ok().as_deref(), expected, "{container} {name:?} {divisor}");
+    }
+}
