@@ -2,12 +2,24 @@
 //!
 //! Always holds: a [`Config`] is in bounds; what is not is an error that names the field and the file.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use serde::Deserialize;
+use skiff_protocol::manifest::nearest;
+use skiff_protocol::quantity::Quantity;
+use skiff_protocol::wire::feature;
+
+/// How many ids a Pod's user namespace has, and the first that no user of the node has.
+pub(crate) const USER_IDS: u32 = 65_536;
+
+/// What the agent needs for one large message beside what it holds: an object of 1.5 MiB is held several times.
+const LEAST_AGENT_MEMORY: u64 = 16 << 20;
+
+/// What a pull needs for the largest window of a zstd frame that it takes, and some.
+const LEAST_PULL_MEMORY: u64 = 96 << 20;
 
 /// The agent's configuration.
 #[derive(Clone, Debug, Deserialize)]
@@ -29,6 +41,14 @@ pub(crate) struct Config {
     pub reserved_memory: u64,
     /// Thousandths of a CPU kept for the system and the agent.
     pub reserved_cpu_milli: u64,
+    /// Bytes of the state directory's file system kept for the system, images and the journal.
+    pub reserved_storage: u64,
+    /// Bytes of memory that the agent may use, in a cgroup of its own; 0 leaves it where it was started.
+    pub agent_memory: u64,
+    /// Bytes of memory that all image pulls together may use, in a cgroup of their own.
+    pub pull_memory: u64,
+    /// `memory.min` and `memory.high` from requests and limits, as a kubelet's MemoryQoS sets them; cgroup v2 only.
+    pub memory_qos: bool,
     /// Pods at once.
     pub max_pods: u32,
     /// Processes in one container.
@@ -58,6 +78,116 @@ pub(crate) struct Config {
     pub registries: BTreeMap<String, Registry>,
     /// Whether nodes ask the server for images before any registry.
     pub images_from_server: bool,
+    /// Where the profiles of `seccompProfile.localhostProfile` are; without it `seccomp/` in `state_dir`.
+    pub seccomp_dir: Option<PathBuf>,
+    /// Directories of CDI specifications; a later one's devices hide those of an earlier one.
+    pub cdi_dirs: Vec<PathBuf>,
+    /// The first id of the host that a Pod with `hostUsers: false` may be given; each has 65,536 of them.
+    pub user_ids_base: u32,
+    /// What Pods may ask of this node that reaches beyond them.
+    pub policy: Policy,
+    /// When the node is short of something.
+    pub eviction: Eviction,
+    /// Devices of this node that Pods may ask for as extended resources.
+    pub devices: Vec<DeviceSpec>,
+}
+
+/// `[policy]`.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct Policy {
+    /// Of [`POLICIES`].
+    pub allow: BTreeSet<String>,
+}
+
+/// What a policy can allow.
+pub(crate) const POLICIES: [&str; 5] = [
+    feature::HOST_NETWORK,
+    feature::HOST_PID,
+    feature::HOST_IPC,
+    feature::PRIVILEGED,
+    feature::HOST_PATH,
+];
+
+/// `[eviction]`: below these the node is short.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct Eviction {
+    /// `memory.available`; without it a kubelet's 100 MiB, but at most a twentieth of the memory.
+    pub memory_available: Option<Threshold>,
+    /// `nodefs.available`, of the state directory's file system.
+    pub disk_available: Threshold,
+    /// `nodefs.inodesFree`, of the same.
+    pub inodes_free: Threshold,
+    /// `pid.available`.
+    pub pid_available: Threshold,
+    /// How long a condition stays after the node was last short, so that it does not flap.
+    pub hold_seconds: u64,
+}
+
+impl Default for Eviction {
+    fn default() -> Self {
+        Self {
+            memory_available: None,
+            disk_available: Threshold::Percent(5),
+            inodes_free: Threshold::Percent(5),
+            pid_available: Threshold::Percent(10),
+            hold_seconds: 30,
+        }
+    }
+}
+
+/// An amount, or a part of what there is: `50Mi`, `5%`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "String")]
+pub(crate) enum Threshold {
+    /// In the signal's unit: bytes, inodes, processes.
+    Amount(u64),
+    /// Hundredths of the capacity.
+    Percent(u64),
+}
+
+impl Threshold {
+    /// The amount, of a capacity.
+    #[must_use]
+    pub(crate) fn of(self, capacity: u64) -> u64 {
+        match self {
+            Self::Amount(amount) => amount,
+            Self::Percent(percent) => (u128::from(capacity) * u128::from(percent) / 100) as u64,
+        }
+    }
+}
+
+impl TryFrom<String> for Threshold {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        let percent = text.strip_suffix('%').map(str::parse::<u64>);
+        match percent {
+            Some(Ok(percent @ 0..=99)) => return Ok(Self::Percent(percent)),
+            Some(_) => return Err(format!("{text:?} must be a quantity such as 50Mi, or 0% to 99%")),
+            None => {}
+        }
+        let amount = Quantity::parse(&text).ok().filter(|it| *it >= Quantity::ZERO);
+        let amount = amount.map(|it| it.value().unsigned_abs());
+        amount
+            .map(Self::Amount)
+            .ok_or_else(|| format!("{text:?} must be a quantity such as 50Mi, or 0% to 99%"))
+    }
+}
+
+/// `[[devices]]`: device nodes as an extended resource.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct DeviceSpec {
+    /// The resource, such as `skiff.io/ttyusb`.
+    pub name: String,
+    /// Device nodes. Each is one of the resource and is held by one Pod at a time, unless `count` is given.
+    pub paths: Vec<PathBuf>,
+    /// So many Pods may hold all of `paths` together at once.
+    pub count: Option<u32>,
+    /// Of `r`, `w` and `m`.
+    pub access: Option<String>,
 }
 
 /// How to reach a registry.
@@ -101,6 +231,16 @@ impl Default for Config {
             labels: BTreeMap::new(),
             registries: BTreeMap::new(),
             images_from_server: true,
+            reserved_storage: 0,
+            agent_memory: 64 << 20,
+            pull_memory: 128 << 20,
+            memory_qos: false,
+            seccomp_dir: None,
+            cdi_dirs: vec![PathBuf::from("/etc/cdi"), PathBuf::from("/var/run/cdi")],
+            user_ids_base: USER_IDS,
+            policy: Policy::default(),
+            eviction: Eviction::default(),
+            devices: Vec::new(),
         }
     }
 }
@@ -158,7 +298,77 @@ impl Config {
             (1 << 20..=64 << 20).contains(&self.log_bytes),
             "log_bytes: must be 1 MiB to 64 MiB"
         );
+        ensure!(
+            self.agent_memory == 0 || self.agent_memory >= LEAST_AGENT_MEMORY,
+            "agent_memory: must be 0, for no limit, or at least 16 MiB"
+        );
+        ensure!(
+            self.pull_memory >= LEAST_PULL_MEMORY,
+            "pull_memory: must be at least 96 MiB: a compressed layer's window takes up to 64"
+        );
+        ensure!(
+            self.user_ids_base >= USER_IDS,
+            "user_ids_base: must be at least 65536: the ids below are the node's own"
+        );
+        self.check_policy()?;
+        self.check_devices()?;
         self.pods().map(drop)
+    }
+
+    fn check_policy(&self) -> Result<()> {
+        for name in &self.policy.allow {
+            if !POLICIES.contains(&name.as_str()) {
+                let near = nearest(name, POLICIES.into_iter());
+                let near = near.map_or_else(String::new, |near| format!(" (did you mean {near:?}?)"));
+                bail!(
+                    "policy.allow: {name:?} is not one of {}{near}",
+                    POLICIES.map(|it| format!("{it:?}")).join(", ")
+                );
+            }
+        }
+        Ok(())
+    }
+
+    fn check_devices(&self) -> Result<()> {
+        for (at, it) in self.devices.iter().enumerate() {
+            let field = format!("devices[{at}]");
+            let part = |text: &str| {
+                let inner = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
+                (1..=63).contains(&text.len()) && text.chars().all(inner)
+            };
+            let named = it.name.split_once('/').is_some_and(|(a, b)| part(a) && part(b));
+            ensure!(
+                named && !it.name.contains("kubernetes.io/"),
+                "{field}.name: {:?} must be an extended resource such as skiff.io/ttyusb",
+                it.name
+            );
+            ensure!(
+                self.devices[..at].iter().all(|other| other.name != it.name),
+                "{field}.name: {:?} is given twice",
+                it.name
+            );
+            ensure!(
+                !it.paths.is_empty() && it.paths.iter().all(|path| path.is_absolute()),
+                "{field}.paths: must name at least one device node, by absolute paths"
+            );
+            ensure!(
+                it.count.is_none_or(|count| (1..=1000).contains(&count)),
+                "{field}.count: must be 1 to 1000"
+            );
+            let access = it.access.as_deref().unwrap_or("rw");
+            ensure!(
+                !access.is_empty() && access.chars().all(|c| "rwm".contains(c)),
+                "{field}.access: {access:?} must be made of 'r', 'w' and 'm'"
+            );
+        }
+        Ok(())
+    }
+
+    /// Where the profiles of `seccompProfile.localhostProfile` are.
+    #[must_use]
+    pub(crate) fn seccomp_profiles(&self) -> PathBuf {
+        let own = || self.state_dir.join("seccomp");
+        self.seccomp_dir.clone().unwrap_or_else(own)
     }
 
     /// The Pods' network and its prefix length.
@@ -201,6 +411,33 @@ mod tests {
             ("pod_cidr = \"10.88.0.0\"", "pod_cidr: "),
             ("pod_cidr = \"10.88.0.0/31\"", "pod_cidr: "),
             ("log_bytes = 1", "log_bytes: "),
+            ("agent_memory = 1", "agent_memory: "),
+            ("pull_memory = 1", "pull_memory: "),
+            ("user_ids_base = 1000", "user_ids_base: "),
+            (
+                "policy.allow = [\"host-netwrok\"]",
+                "policy.allow: \"host-netwrok\" is not one of \"host-network\", \"host-pid\", \"host-ipc\", \
+                 \"privileged\", \"host-path\" (did you mean \"host-network\"?)",
+            ),
+            ("devices = [{}]", "devices[0].name: "),
+            ("devices = [{name = \"kubernetes.io/x\"}]", "devices[0].name: "),
+            ("devices = [{name = \"a.b/c\"}]", "devices[0].paths: "),
+            (
+                "devices = [{name = \"a.b/c\", paths = [\"dev\"]}]",
+                "devices[0].paths: ",
+            ),
+            (
+                "devices = [{name = \"a.b/c\", paths = [\"/d\"], count = 0}]",
+                "devices[0].count: ",
+            ),
+            (
+                "devices = [{name = \"a.b/c\", paths = [\"/d\"], access = \"x\"}]",
+                "devices[0].access: ",
+            ),
+            (
+                "devices = [{name = \"a.b/c\", paths = [\"/d\"]}, {name = \"a.b/c\", paths = [\"/e\"]}]",
+                "devices[1].name: ",
+            ),
         ] {
             let config: Config = toml::from_str(text).unwrap();
             let error = config.check().unwrap_err().to_string();
@@ -212,9 +449,30 @@ mod tests {
                 .to_string()
                 .contains("stat_dir")
         );
+        let error = toml::from_str::<Config>("[eviction]\nmemory_available = \"5x\"").unwrap_err();
+        assert!(error.to_string().contains("memory_available"), "{error}");
+        Config::default().check().unwrap();
         assert_eq!(
             Config::default().pods().unwrap(),
             (Ipv4Addr::new(10, 88, 0, 0), 16)
         );
+    }
+
+    #[test]
+    fn thresholds_are_amounts_or_parts() {
+        for (text, expected) in [
+            ("50Mi", Some(Threshold::Amount(50 << 20))),
+            ("100", Some(Threshold::Amount(100))),
+            ("5%", Some(Threshold::Percent(5))),
+            ("0%", Some(Threshold::Percent(0))),
+            ("100%", None),
+            ("-1", None),
+            ("x%", None),
+            ("", None),
+        ] {
+            assert_eq!(Threshold::try_from(text.to_owned()).ok(), expected, "{text}");
+        }
+        assert_eq!(Threshold::Percent(5).of(1000), 50);
+        assert_eq!(Threshold::Amount(7).of(1000), 7);
     }
 }

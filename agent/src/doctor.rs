@@ -12,8 +12,11 @@ use skiff_sys::doctor::{self, Facts, Probe};
 use skiff_sys::process::Report;
 
 use crate::config::Config;
+use crate::devices::Cdi;
 use crate::identity::Identity;
-use crate::node;
+use crate::plan::APPARMOR_DEFAULT;
+use crate::pressure::quantity;
+use crate::{node, own};
 
 /// How a check came out.
 enum Outcome {
@@ -34,14 +37,20 @@ pub(crate) fn run(config: &Config) -> ExitCode {
         std::env::consts::ARCH
     );
     let facts = doctor::look();
-    let checks: [(&str, Outcome); 14] = [
+    let checks: [(&str, Outcome); 20] = [
         ("kernel", kernel(&facts)),
         ("privileges", privileges(&facts)),
         ("namespaces", namespaces(&facts)),
         ("cgroups", cgroups(config)),
+        ("own memory", own_memory(config)),
         ("devices", devices(&facts)),
         ("overlayfs", overlay(config)),
         ("seccomp", seccomp(&facts)),
+        ("users", users()),
+        ("apparmor", apparmor()),
+        ("read-only", recursive_read_only()),
+        ("hugepages", hugepages(config)),
+        ("cdi", cdi(config)),
         ("network", network()),
         ("nf_tables", nf_tables(&facts)),
         ("pressure", pressure(&facts)),
@@ -187,6 +196,115 @@ fn seccomp(facts: &Facts) -> Outcome {
             why.clone(),
             "use a kernel with CONFIG_SECCOMP_FILTER; containers never run unfiltered".to_owned(),
         ),
+    }
+}
+
+fn own_memory(config: &Config) -> Outcome {
+    let cgroups = Cgroups::detect(&config.cgroup_root);
+    let memory = cgroups.is_ok_and(|it| it.controllers().contains("memory"));
+    if config.agent_memory == 0 {
+        let fix = "set agent_memory, so that a fault of the agent cannot take the memory of Pods";
+        Warn("the agent's memory is not bounded".to_owned(), fix.to_owned())
+    } else if !memory {
+        Warn(
+            "the agent's memory cannot be bounded: the kernel has no memory cgroup controller".to_owned(),
+            "add cgroup_enable=memory cgroup_memory=1 to the kernel's command line".to_owned(),
+        )
+    } else {
+        let (agent, pull) = (config.agent_memory >> 20, config.pull_memory >> 20);
+        Good(format!(
+            "{agent} MiB for the agent and {pull} MiB for pulls, in cgroup {}",
+            own::parent(config)
+        ))
+    }
+}
+
+fn users() -> Outcome {
+    let kernel = if Path::new("/proc/self/ns/user").exists() {
+        "the kernel has user namespaces, this build"
+    } else {
+        "the kernel has no user namespaces, and this build"
+    };
+    Warn(
+        format!("{kernel} gives Pods none: hostUsers: false is refused"),
+        "leave hostUsers out; containers are confined without it".to_owned(),
+    )
+}
+
+fn apparmor() -> Outcome {
+    if !node::apparmor() {
+        return Warn(
+            "not in the kernel, or off: no Pods with an appArmorProfile of Localhost".to_owned(),
+            "use a kernel with CONFIG_SECURITY_APPARMOR and boot it with apparmor=1 security=apparmor"
+                .to_owned(),
+        );
+    }
+    if node::apparmor_profile(APPARMOR_DEFAULT) {
+        Good(format!("RuntimeDefault is the profile {APPARMOR_DEFAULT}"))
+    } else {
+        Warn(
+            format!("on, but no profile {APPARMOR_DEFAULT} is loaded: RuntimeDefault confines nothing"),
+            format!("load a profile of the name {APPARMOR_DEFAULT} with apparmor_parser"),
+        )
+    }
+}
+
+fn recursive_read_only() -> Outcome {
+    match node::recursive_read_only() {
+        Ok(()) => Good("whole trees of mounts (recursiveReadOnly)".to_owned()),
+        Err(why) => Warn(
+            format!("{why}: no mounts with recursiveReadOnly: Enabled"),
+            "use Linux 5.12 or later".to_owned(),
+        ),
+    }
+}
+
+fn hugepages(config: &Config) -> Outcome {
+    let pages = node::hugepages();
+    if pages.is_empty() {
+        // Few machines need any: nothing is wrong.
+        return Good("none are set aside".to_owned());
+    }
+    let text: Vec<String> = pages
+        .iter()
+        .map(|(size, bytes)| format!("{} in pages of {}", quantity(*bytes), quantity(*size)))
+        .collect();
+    let text = text.join(", ");
+    let cgroups = Cgroups::detect(&config.cgroup_root);
+    if cgroups.is_ok_and(|it| it.controllers().contains("hugetlb")) {
+        Good(text)
+    } else {
+        Warn(
+            format!("{text}, which no Pod gets: the kernel has no hugetlb cgroup controller"),
+            "use a kernel with CONFIG_CGROUP_HUGETLB".to_owned(),
+        )
+    }
+}
+
+fn cdi(config: &Config) -> Outcome {
+    let found = Cdi::load(&config.cdi_dirs);
+    let kinds = found.kinds();
+    let kinds: Vec<String> = kinds
+        .iter()
+        .map(|(kind, names)| format!("{kind} ({})", names.join(" ")))
+        .collect();
+    let text = match found.files {
+        0 => "no specifications".to_owned(),
+        files => format!("{files} specifications: {}", kinds.join(", ")),
+    };
+    let missing = config.devices.iter().flat_map(|it| &it.paths);
+    let missing = missing.filter(|path| !path.exists());
+    let missing: Vec<String> = missing.map(|path| path.display().to_string()).collect();
+    if !found.broken.is_empty() {
+        let fix = format!("correct or remove: {}", found.broken.join("; "));
+        Warn(text, fix)
+    } else if !missing.is_empty() {
+        Warn(
+            format!("{text}; of [[devices]] not there: {}", missing.join(" ")),
+            "plug it in, or correct its path; Pods that ask for it wait".to_owned(),
+        )
+    } else {
+        Good(text)
     }
 }
 

@@ -10,6 +10,7 @@
 //! Always holds: a message of the server is acked to the broker after the journal has what follows from it; a batch of
 //! inputs costs one sync; executors make no choices.
 
+mod share;
 mod volumes;
 
 use std::collections::{BTreeMap, VecDeque};
@@ -20,16 +21,16 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use anyhow::{Context, Result};
 use skiff_core::{ContainerRef, Core, Effect, Event, Now, Record, Refusal, StartError};
 use skiff_protocol::uid::Uid;
-use skiff_protocol::wire::spec::{ConfigData, Object, ObjectKey, PodSpec};
+use skiff_protocol::wire::spec::{ConfigData, Object, ObjectKey};
 use skiff_protocol::wire::{Down, Up};
 use skiff_shim::protocol::{LogConfig, RunRequest};
-use skiff_sys::{IpNet, NetworkConfig, PodCgroup, SandboxConfig};
 use skiff_transport::AckToken;
 use skiff_transport::outbox::Class;
 use tokio::sync::mpsc;
 use tracing::{error, info, warn};
 
 use crate::config::Config;
+use crate::devices::Edits;
 use crate::identity::Identity;
 use crate::images::Images;
 use crate::input::Input;
@@ -38,7 +39,7 @@ use crate::link::{self, Incoming, Link};
 use crate::local::{self, Query};
 use crate::logs::Streams;
 use crate::network::Network;
-use crate::node::Node;
+use crate::node::{self, Node};
 use crate::plan::{self, Facts, Lookup};
 use crate::shims::{Command, NOTE_FORMAT, Note, Place, Shims};
 use volumes::Volumes;
@@ -46,17 +47,11 @@ use volumes::Volumes;
 /// How long one start may take before it is undone.
 const START_TIMEOUT_MS: u64 = 60_000;
 
-/// Bytes of a Pod's `/dev/shm`.
-const SHM_BYTES: u64 = 64 << 20;
-
 /// Inputs dealt with before the journal is synced.
 const BATCH: usize = 64;
 
 /// How long after the journal refused something the broker is asked for it again.
 const AGAIN: Duration = Duration::from_secs(30);
-
-/// How often memory and disk are looked at; the server hears of it only when a condition changes.
-const LOOK: Duration = Duration::from_secs(60);
 
 /// When the start is over, and the pages of the program that only it needed are unmapped.
 const REST: Duration = Duration::from_secs(2);
@@ -169,7 +164,6 @@ impl Driver {
         self.tidy_volumes(&running);
         self.settle();
         tokio::pin!(stop);
-        let mut look = tokio::time::interval(LOOK);
         let mut rest = Some(Box::pin(tokio::time::sleep(REST)));
         loop {
             let deadline = self.core.next_deadline();
@@ -194,8 +188,8 @@ impl Driver {
                     }
                 }
                 () = sleep_for(self.reconnect_at) => self.reconnect().await,
-                // A tick that is cancelled comes at the next turn.
-                _ = look.tick() => self.node.look_again(&self.config),
+                // What it waits for is kept over the turns.
+                wake = self.node.watch.wake() => self.watched(wake),
                 () = &mut stop => break,
             }
             self.settle();
@@ -282,6 +276,7 @@ impl Driver {
                 self.network_stale = true;
                 self.shims.forget(*uid);
                 self.volumes.forget(*uid);
+                self.node.devices.release(*uid);
                 self.arrived.remove(uid);
                 self.stop_signals.retain(|(pod, _), _| pod != uid);
             }
@@ -518,7 +513,10 @@ impl Driver {
     /// The stop signal of a container that an earlier agent started.
     fn stop_signal(&self, container: &ContainerRef) -> Option<i32> {
         let (pod, _) = self.core.pod(container.pod)?;
-        let spec = pod.containers.iter().find(|it| it.name == container.name)?;
+        let spec = pod.container(&container.name)?;
+        if let Some(signal) = spec.stop_signal {
+            return Some(i32::from(signal));
+        }
         let image = self.images.get(&spec.image).ok()?;
         signal_number(image.config.stop_signal.as_deref()?)
     }
@@ -545,51 +543,9 @@ impl Driver {
                 self.shims.send(uid, Command::MakeSandbox(Box::new(config)));
                 None
             }
-            Some(Err(error)) => Some(Event::SandboxFailed(uid, format!("{error:#}"))),
+            Some(Err(error)) => Some(Event::SandboxFailed(uid, error)),
             None => Some(Event::SandboxFailed(uid, "the Pod is not known".to_owned())),
         }
-    }
-
-    fn sandbox(&self, pod: &PodSpec, ip: Option<std::net::Ipv4Addr>) -> Result<SandboxConfig> {
-        let ip = ip.with_context(|| format!("no address is free in {}", self.config.pod_cidr))?;
-        let (network, prefix) = self.config.pods()?;
-        let gateway = std::net::Ipv4Addr::from(u32::from(network) + 1);
-        // The uid's last bytes are random, and 15 bytes are what an interface's name may have.
-        let tail: String = pod
-            .uid
-            .to_string()
-            .chars()
-            .rev()
-            .take(10)
-            .filter(|c| *c != '-')
-            .collect();
-        Ok(SandboxConfig {
-            pod_uid: pod.uid.to_string(),
-            hostname: pod.hostname.clone(),
-            ns_dir: self.place.run_of(pod.uid).join("ns"),
-            host_network: false,
-            network: Some(NetworkConfig {
-                bridge: self.config.bridge.clone(),
-                bridge_address: IpNet {
-                    address: gateway.into(),
-                    prefix,
-                },
-                address: IpNet {
-                    address: ip.into(),
-                    prefix,
-                },
-                gateway: gateway.into(),
-                mtu: 0,
-                host_veth: format!("sk{tail}"),
-            }),
-            cgroup: PodCgroup {
-                parent: self.config.cgroup.clone(),
-                pod: pod.uid.to_string(),
-                limits: plan::pod_limits(pod),
-            },
-            shm_bytes: SHM_BYTES,
-            ..Default::default()
-        })
     }
 
     fn start(&mut self, container: ContainerRef) -> Option<Event> {
@@ -601,7 +557,8 @@ impl Driver {
                 return Some(Event::StartFailed { container, error });
             }
         }
-        match self.run_request(&container) {
+        let edits = self.devices_of(&container);
+        match edits.and_then(|edits| self.run_request(&container, edits)) {
             Ok((request, note, signal)) => {
                 self.stop_signals
                     .insert((container.pod, container.name.clone()), signal);
@@ -628,7 +585,8 @@ impl Driver {
         plan: impl FnOnce(&Facts<'_>, Lookup<'_>) -> R,
     ) -> Result<R, String> {
         let (run, state) = (self.place.run_of(pod.uid), self.place.state_of(pod.uid));
-        let sandbox = self.sandbox(pod, ip).map_err(|error| format!("{error:#}"))?;
+        let sandbox = self.sandbox(pod, ip)?;
+        let apparmor = node::apparmor();
         let volumes = self.volume_dir();
         let claim = |name: &str| {
             let mut all = self.core.volumes();
@@ -638,10 +596,13 @@ impl Driver {
             node: self.identity.node.as_str(),
             host_ip: self.node.address(),
             pod_ip: ip,
-            node_cpu_milli: self.node.cpu_milli(),
+            hostname: &sandbox.hostname,
+            node_cpu_milli: self.node.allocatable_cpu(&self.config),
             node_memory: self.node.memory(),
-            node_storage: self.node.storage(&self.config),
-            pids: self.config.pids_per_container,
+            node_storage: self.node.allocatable_storage(&self.config),
+            limits: &self.limits(),
+            seccomp_dir: &self.config.seccomp_profiles(),
+            apparmor: apparmor.then_some(&node::apparmor_profile),
             pod_cgroup: sandbox.cgroup.path(),
             run: &run,
             state: &state,
@@ -654,26 +615,21 @@ impl Driver {
     }
 
     /// The configuration of a start; an error is what it lacks, in a kubelet's words.
-    fn run_request(&self, container: &ContainerRef) -> Result<(RunRequest, Note, i32), String> {
+    fn run_request(&self, container: &ContainerRef, edits: Edits) -> Result<(RunRequest, Note, i32), String> {
         let (pod, ip) = self.core.pod(container.pod).ok_or("the Pod is not known")?;
         let spec = pod
-            .containers
-            .iter()
-            .find(|it| it.name == container.name)
+            .container(&container.name)
             .ok_or("the container is not known")?;
         let image = self
             .images
             .get(&spec.image)
             .map_err(|error| format!("{error:#}"))?;
         let config = self.with_facts(pod, ip, |facts, lookup| {
-            plan::container(pod, spec, container.attempt, &image, facts, lookup)
+            plan::container(pod, spec, container.attempt, &image, facts, edits, lookup)
         })??;
-        let signal = image
-            .config
-            .stop_signal
-            .as_deref()
-            .and_then(signal_number)
-            .unwrap_or(SIGTERM);
+        let of_image = || signal_number(image.config.stop_signal.as_deref()?);
+        let signal = spec.stop_signal.map(i32::from);
+        let signal = signal.or_else(of_image).unwrap_or(SIGTERM);
         let note = Note {
             format: NOTE_FORMAT,
             image_id: image.repo_digest.to_string(),

@@ -25,6 +25,7 @@ use tracing::{info, warn};
 use crate::config::Config;
 use crate::identity::Identity;
 use crate::input::Input;
+use crate::own::{Own, Part};
 
 /// Pulls at once: one that waits for its registry must not hold up all others, and memory is small.
 const PULLS: usize = 2;
@@ -47,6 +48,7 @@ pub(crate) struct Images {
     config: Arc<Config>,
     identity: Arc<Identity>,
     executable: PathBuf,
+    own: Own,
     inputs: mpsc::Sender<Input>,
     permits: Arc<Semaphore>,
     /// Who waits for the pull of a reference.
@@ -98,6 +100,7 @@ impl Images {
         config: Arc<Config>,
         identity: Arc<Identity>,
         executable: PathBuf,
+        own: Own,
         inputs: mpsc::Sender<Input>,
     ) -> Result<Self> {
         let store = Store::open(config.state_dir.join("images"))?;
@@ -107,6 +110,7 @@ impl Images {
             config,
             identity,
             executable,
+            own,
             inputs,
             permits,
             waiting: BTreeMap::new(),
@@ -252,6 +256,7 @@ impl Images {
         };
         let (executable, inputs, permits) =
             (self.executable.clone(), self.inputs.clone(), self.permits.clone());
+        let own = self.own.clone();
         let turn = Arc::new(OnceLock::new());
         let (taken, key) = (turn.clone(), image.clone());
         let task = tokio::spawn(async move {
@@ -259,7 +264,7 @@ impl Images {
             if let Ok(permit) = permits.acquire_owned().await {
                 let _ = taken.set(permit);
             }
-            let result = run(&executable, &request, PATIENCE).await;
+            let result = run(&executable, &own, &request, PATIENCE).await;
             let result = result.unwrap_or_else(|error| {
                 Err(PullError {
                     reason: PullReason::ErrImagePull,
@@ -337,7 +342,12 @@ fn failed(error: &PullError) -> ImageError {
 }
 
 /// Runs one pull process to its last line, or kills it when it has said nothing for `patience`.
-async fn run(executable: &Path, request: &PullRequest, patience: Duration) -> Result<Result<(), PullError>> {
+async fn run(
+    executable: &Path,
+    own: &Own,
+    request: &PullRequest,
+    patience: Duration,
+) -> Result<Result<(), PullError>> {
     let mut child = Command::new(executable)
         .arg("pull")
         .stdin(Stdio::piped())
@@ -345,6 +355,8 @@ async fn run(executable: &Path, request: &PullRequest, patience: Duration) -> Re
         .kill_on_drop(true)
         .spawn()
         .with_context(|| format!("cannot start {} pull", executable.display()))?;
+    // Before it has anything to do: what it uses counts where it is when it begins.
+    own.take_beside(Part::Pull, child.id()).await?;
     let mut stdin = child.stdin.take().context("the pull process has no input")?;
     let request_line = serde_json::to_vec(request)?;
     let Ok(written) = timeout(patience, stdin.write_all(&request_line)).await else {

@@ -4,6 +4,7 @@
 //! agent itself has one thread for its work, never forks and never calls libcontainer.
 
 mod config;
+mod devices;
 mod doctor;
 mod driver;
 mod identity;
@@ -15,7 +16,9 @@ mod local;
 mod logs;
 mod network;
 mod node;
+mod own;
 mod plan;
+mod pressure;
 mod shims;
 mod show;
 mod stop;
@@ -183,9 +186,10 @@ async fn run(config: config::Config) -> Result<()> {
     }
     let floor = Arc::new(AtomicU64::new(0));
     link::raise(&floor, recovered.time.max(BUILT));
-    let node = node::Node::look();
     let cgroups = Cgroups::detect(&config.cgroup_root)?;
+    let mut node = node::Node::look(&config, &cgroups);
     let place = prepare(&config, &node, cgroups)?;
+    node.look_again(&config, std::time::Instant::now());
     let (network, prefix) = config.pods()?;
     let core = Core::new(
         skiff_core::Config {
@@ -205,6 +209,7 @@ async fn run(config: config::Config) -> Result<()> {
         config.clone(),
         identity.clone(),
         place.executable.clone(),
+        place.own.clone(),
         sender.clone(),
     )?;
     let shims = shims::Shims::new(place.clone(), sender);
@@ -265,6 +270,7 @@ fn prepare(config: &config::Config, node: &node::Node, cgroups: Cgroups) -> Resu
         ..Default::default()
     };
     cgroups.ensure_parent(&config.cgroup, &budget)?;
+    let own = own::Own::enter(config, &cgroups);
     for (_, message) in node::lacking(&cgroups) {
         warn!("{message}");
     }
@@ -276,6 +282,7 @@ fn prepare(config: &config::Config, node: &node::Node, cgroups: Cgroups) -> Resu
         state: config.state_dir.join("pods"),
         executable,
         cgroups,
+        own,
     })
 }
 

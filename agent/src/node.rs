@@ -2,13 +2,18 @@
 //!
 //! Always holds: what cannot be read is left empty and said in a condition, never made up.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::Path;
+use std::time::Instant;
 
-use skiff_protocol::wire::{NodeCondition, NodeInfo};
+use skiff_protocol::limits::TEXT;
+use skiff_protocol::wire::{NodeCondition, NodeInfo, feature};
 use skiff_sys::cgroup::{Cgroups, Version};
 
 use crate::config::Config;
+use crate::devices::Devices;
+use crate::pressure::{Watch, quantity};
 use crate::shims::Place;
 
 /// The machine, as far as it does not change.
@@ -18,18 +23,35 @@ pub(crate) struct Node {
     kernel: String,
     address: String,
     bounding: Vec<String>,
+    /// The kernel's own name of the machine.
+    hostname: String,
+    /// Bytes of the state directory's file system.
+    storage: u64,
+    /// Huge pages that Pods may ask for: the size of one, and the bytes in all of that size.
+    hugepages: Vec<(u64, u64)>,
+    /// Their sizes.
+    hugepage_sizes: Vec<u64>,
+    /// Bytes of memory that are set aside as huge pages, and so for nothing else.
+    set_aside: u64,
+    features: BTreeSet<String>,
+    /// The devices that Pods may ask for.
+    pub(crate) devices: Devices,
+    /// What the node is short of.
+    pub(crate) watch: Watch,
     journal_error: Option<String>,
     network_error: Option<String>,
-    /// Low on memory, low on disk, as last looked at.
-    pressure: (bool, bool),
     /// A condition changed since it was last told.
     changed: bool,
 }
 
 impl Node {
-    /// Looks at the machine.
+    /// Looks at the machine. Called inside the runtime.
     #[must_use]
-    pub(crate) fn look() -> Self {
+    pub(crate) fn look(config: &Config, cgroups: &Cgroups) -> Self {
+        let pages = hugepages();
+        // Without their controller no container could be kept to what it asked for.
+        let limited = cgroups.controllers().contains("hugetlb");
+        let hugepages = if limited { pages.clone() } else { Vec::new() };
         let cpus = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
         let bounding = skiff_sys::cap::bounding()
             .map(skiff_sys::cap::names)
@@ -40,9 +62,16 @@ impl Node {
             kernel: line("/proc/sys/kernel/osrelease"),
             address: address(),
             bounding: bounding.into_iter().map(str::to_owned).collect(),
+            hostname: line("/proc/sys/kernel/hostname"),
+            storage: 0,
+            hugepage_sizes: hugepages.iter().map(|(size, _)| *size).collect(),
+            set_aside: pages.iter().map(|(_, bytes)| bytes).sum(),
+            hugepages,
+            features: features(config),
+            devices: Devices::look(config, &config.run_dir.join("pods")),
+            watch: Watch::new(),
             journal_error: None,
             network_error: None,
-            pressure: (false, false),
             changed: false,
         }
     }
@@ -65,10 +94,36 @@ impl Node {
         self.cpu_milli
     }
 
-    /// Bytes of the file system that Pods write to.
+    /// The kernel's own name of the machine: what those see that share its network.
     #[must_use]
-    pub(crate) fn storage(&self, config: &Config) -> u64 {
-        skiff_sys::fs::space(&config.state_dir).map_or(0, |space| space.total)
+    pub(crate) fn hostname(&self) -> &str {
+        &self.hostname
+    }
+
+    /// Sizes of huge pages that there are any of, and that can be limited.
+    #[must_use]
+    pub(crate) fn hugepage_sizes(&self) -> &[u64] {
+        &self.hugepage_sizes
+    }
+
+    /// What this node can do or allows, of [`feature::ALL`].
+    #[must_use]
+    pub(crate) fn features(&self) -> &BTreeSet<String> {
+        &self.features
+    }
+
+    /// Extended resources and huge pages: how much there is of each.
+    #[must_use]
+    pub(crate) fn extended(&self) -> BTreeMap<String, u64> {
+        let pages = self.hugepages.iter();
+        let pages = pages.map(|(size, bytes)| (format!("hugepages-{}", quantity(*size)), *bytes));
+        self.devices.extended().chain(pages).collect()
+    }
+
+    /// Bytes of disk that Pods may request.
+    #[must_use]
+    pub(crate) fn allocatable_storage(&self, config: &Config) -> u64 {
+        self.storage.saturating_sub(config.reserved_storage)
     }
 
     /// The capabilities that `ALL` means here.
@@ -80,7 +135,8 @@ impl Node {
     /// Bytes of memory that Pods may request: the budget, or what is not reserved.
     #[must_use]
     pub(crate) fn allocatable_memory(&self, config: &Config) -> u64 {
-        let free = self.memory.saturating_sub(config.reserved_memory);
+        let free = self.memory.saturating_sub(self.set_aside);
+        let free = free.saturating_sub(config.reserved_memory);
         if config.memory_budget == 0 {
             free
         } else {
@@ -111,20 +167,18 @@ impl Node {
         self.network_error = error;
     }
 
-    /// Looks at memory and disk again.
-    pub(crate) fn look_again(&mut self, config: &Config) {
-        let now = (self.memory_is_low(), disk_is_low(config));
-        self.changed |= now != self.pressure;
-        self.pressure = now;
+    /// Looks again at what may change: memory, disk, processes, devices.
+    pub(crate) fn look_again(&mut self, config: &Config, now: Instant) {
+        self.changed |= self.watch.look(config, now);
+        self.changed |= self.devices.refresh(config);
+        if self.storage == 0 {
+            self.storage = skiff_sys::fs::space(&config.state_dir).map_or(0, |space| space.total);
+        }
     }
 
     /// Whether a condition changed since this was last asked.
     pub(crate) fn take_changed(&mut self) -> bool {
         std::mem::take(&mut self.changed)
-    }
-
-    fn memory_is_low(&self) -> bool {
-        meminfo("MemAvailable:").is_some_and(|available| available < self.memory / 20)
     }
 
     /// Everything about the node that the server shows.
@@ -139,82 +193,121 @@ impl Node {
             machine_id: line("/etc/machine-id"),
             boot_id: line("/proc/sys/kernel/random/boot_id"),
             address: self.address.clone(),
-            cpu_milli: self.cpu_milli,
+            cpu_milli: self.cpu_milli(),
             memory: self.memory,
-            storage: self.storage(config),
+            storage: self.storage,
             allocatable_cpu_milli: self.allocatable_cpu(config),
             allocatable_memory: self.allocatable_memory(config),
+            allocatable_storage: self.allocatable_storage(config),
+            extended: self.extended().into_iter().collect(),
+            features: self.features().iter().cloned().collect(),
             pods: config.max_pods,
             labels: config
                 .labels
                 .iter()
                 .map(|(key, value)| (key.clone(), value.clone()))
                 .collect(),
-            conditions: self.conditions(config, place),
-            ..Default::default()
+            conditions: self.conditions(place),
         }
     }
 
-    fn conditions(&self, config: &Config, place: &Place) -> Vec<NodeCondition> {
-        let mut out = Vec::new();
-        let mut add = |kind: &str, bad: bool, reason: &str, message: String| {
+    fn conditions(&self, place: &Place) -> Vec<NodeCondition> {
+        let mut out = self.watch.conditions();
+        let mut bad = |kind: &str, reason: &str, mut message: String| {
+            while message.len() > TEXT {
+                message.pop();
+            }
             out.push(NodeCondition {
                 kind: kind.to_owned(),
-                status: bad,
+                status: true,
                 reason: reason.to_owned(),
                 message,
             });
         };
-        let available = meminfo("MemAvailable:").unwrap_or(self.memory);
-        let low = self.memory_is_low();
-        let text = format!(
-            "{} MiB of {} MiB of memory are available",
-            available >> 20,
-            self.memory >> 20
-        );
-        add(
-            "MemoryPressure",
-            low,
-            if low {
-                "NodeHasInsufficientMemory"
-            } else {
-                "NodeHasSufficientMemory"
-            },
-            text,
-        );
-        if let Ok(space) = skiff_sys::fs::space(&config.state_dir) {
-            let low = disk_is_low(config);
-            let text = format!(
-                "{} MiB are free in {}",
-                space.available >> 20,
-                config.state_dir.display()
-            );
-            add(
-                "DiskPressure",
-                low,
-                if low {
-                    "NodeHasDiskPressure"
-                } else {
-                    "NodeHasNoDiskPressure"
-                },
-                text,
-            );
-        }
         if let Some(error) = &self.journal_error {
-            add("JournalUnwritable", true, "JournalError", error.clone());
+            bad("JournalUnwritable", "JournalError", error.clone());
+        }
+        if !self.devices.broken().is_empty() {
+            let message = self.devices.broken().join("; ");
+            bad("DeviceSpecsUnusable", "InvalidCdiSpec", message);
         }
         if let Some(error) = &self.network_error {
             add("HostPortsDegraded", true, "KernelLacks", error.clone());
         }
         for (kind, message) in lacking(&place.cgroups) {
-            add(kind, true, "KernelLacks", message);
+            bad(kind, "KernelLacks", message);
         }
         out
     }
 }
 
-fn disk_is_low(config: &Config) -> bool {
-    skiff_sys::fs::space(&config.state_dir).is_ok_and(|space| space.available < space.total / 20)
+/// What the policy allows and the kernel can.
+fn features(config: &Config) -> BTreeSet<String> {
+    let mut out = config.policy.allow.clone();
+    // `feature::USER_NAMESPACES` is not among them: a node must not promise what its sandboxes refuse.
+    let can = [
+        (feature::APPARMOR, apparmor()),
+        (feature::RECURSIVE_READ_ONLY, recursive_read_only().is_ok()),
+    ];
+    out.extend(can.into_iter().filter(|it| it.1).map(|it| it.0.to_owned()));
+    out
+}
+
+/// Whether the kernel can make a whole tree of mounts read-only: `mount_setattr(2)`.
+///
+/// # Errors
+/// What is missing.
+pub(crate) fn recursive_read_only() -> Result<(), String> {
+    since((5, 12), "mount_setattr")
+}
+
+fn since(wanted: (u32, u32), what: &str) -> Result<(), String> {
+    let kernel = line("/proc/sys/kernel/osrelease");
+    let mut parts = kernel.split(['.', '-']).map_while(|it| it.parse::<u32>().ok());
+    let version = (parts.next().unwrap_or(0), parts.next().unwrap_or(0));
+    if version >= wanted {
+        Ok(())
+    } else {
+        Err(format!("Linux {kernel} has no {what}"))
+    }
+}
+
+/// Whether AppArmor is in the kernel and on.
+#[must_use]
+pub(crate) fn apparmor() -> bool {
+    line("/sys/module/apparmor/parameters/enabled") == "Y"
+}
+
+/// Whether an AppArmor profile of this name is loaded.
+#[must_use]
+pub(crate) fn apparmor_profile(name: &str) -> bool {
+    let loaded = fs::read_to_string("/sys/kernel/security/apparmor/profiles").unwrap_or_default();
+    // `name (enforce)`, a line each; a name may hold spaces.
+    let mut names = loaded.lines().filter_map(|line| Some(line.rsplit_once(" (")?.0));
+    names.any(|it| it == name)
+}
+
+/// The kernel's huge pages: the size of one, and the bytes in all of that size.
+#[must_use]
+pub(crate) fn hugepages() -> Vec<(u64, u64)> {
+    hugepages_in(Path::new("/sys/kernel/mm/hugepages"))
+}
+
+/// Sizes and bytes of a directory as `/sys/kernel/mm/hugepages` is one; sizes without any pages are left out.
+fn hugepages_in(dir: &Path) -> Vec<(u64, u64)> {
+    let mut out = Vec::new();
+    for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
+        let name = entry.file_name();
+        let size = name.to_str().and_then(|it| it.strip_prefix("hugepages-"));
+        let size = size.and_then(|it| it.strip_suffix("kB")?.parse::<u64>().ok());
+        let count = fs::read_to_string(entry.path().join("nr_hugepages")).ok();
+        let count = count.and_then(|it| it.trim().parse::<u64>().ok());
+        if let (Some(kib), Some(count @ 1..)) = (size, count) {
+            out.push((kib << 10, count.saturating_mul(kib << 10)));
+        }
+    }
+    out.sort_unstable();
+    out
 }
 
 /// What the kernel lacks for keeping limits, with the fix.
@@ -288,4 +381,75 @@ fn address() -> String {
         .filter(|ip| !ip.is_unspecified())
         .map(|ip| ip.to_string())
         .unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn huge_pages_are_counted_in_bytes() {
+        let dir = tempfile::tempdir().unwrap();
+        for (name, count) in [
+            ("hugepages-2048kB", "3\n"),
+            ("hugepages-1048576kB", "0\n"),
+            ("hugepages-64kB", "16\n"),
+            ("other", "1\n"),
+        ] {
+            fs::create_dir(dir.path().join(name)).unwrap();
+            fs::write(dir.path().join(name).join("nr_hugepages"), count).unwrap();
+        }
+        assert_eq!(
+            hugepages_in(dir.path()),
+            [(64 << 10, 1 << 20), (2 << 20, 6 << 20)]
+        );
+        assert_eq!(hugepages_in(Path::new("/no/such")), []);
+    }
+
+    #[tokio::test]
+    async fn what_is_reserved_is_not_allocatable_and_what_is_allowed_is_a_feature() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join("cgroup.controllers"), "memory pids cpu").unwrap();
+        let cgroups = Cgroups::detect(dir.path()).unwrap();
+        let text = format!(
+            "state_dir = {0:?}\nrun_dir = {0:?}\ncgroup_root = {0:?}\ncdi_dirs = [{0:?}]\nreserved_storage = 4096\n\
+             policy.allow = [\"host-path\"]\ndevices = [{{name = \"a.b/c\", paths = [\"/dev/null\"]}}]",
+            dir.path()
+        );
+        let config: Config = toml::from_str(&text).unwrap();
+        let mut node = Node::look(&config, &cgroups);
+        node.look_again(&config, Instant::now());
+        let place = Place {
+            run: dir.path().to_owned(),
+            state: dir.path().to_owned(),
+            executable: dir.path().to_owned(),
+            cgroups,
+            own: Default::default(),
+        };
+        let info = node.info(&config, &place);
+        assert_eq!(info.allocatable_storage, info.storage - 4096);
+        let kept = config.reserved_memory + node.set_aside;
+        assert_eq!(info.allocatable_memory, info.memory - kept);
+        assert_eq!(info.extended, [("a.b/c".to_owned(), 1)]);
+        let allowed = |name: &str| info.features.iter().any(|it| it == name);
+        assert!(
+            allowed("host-path") && !allowed("privileged"),
+            "{:?}",
+            info.features
+        );
+        let kinds: Vec<&str> = info.conditions.iter().map(|it| it.kind.as_str()).collect();
+        assert_eq!(kinds[..3], ["MemoryPressure", "DiskPressure", "PIDPressure"]);
+        assert!(!kinds.contains(&"DeviceSpecsUnusable"));
+        // A vendor's generator has gone wrong meanwhile.
+        node.take_changed();
+        fs::write(dir.path().join("bad.json"), "{").unwrap();
+        node.look_again(&config, Instant::now());
+        assert!(node.take_changed());
+        let info = node.info(&config, &place);
+        let bad = info.conditions.iter().find(|it| it.kind == "DeviceSpecsUnusable");
+        assert!(
+            bad.is_some_and(|it| it.message.contains("bad.json: EOF")),
+            "{bad:?}"
+        );
+    }
 }

@@ -9,21 +9,23 @@ use std::path::{Path, PathBuf};
 use skiff_images::{Image, ImageConfig};
 use skiff_protocol::wire::spec::{
     ConfigData, Container, EnvValue, FieldPath, PersistentVolume, PodSpec, ResourceField, ResourceName,
-    Seccomp as SeccompSpec,
 };
-use skiff_sys::{ContainerConfig, Limits, Namespaces, Overlay, Seccomp, User, default_capabilities};
-
-mod mounts;
+use skiff_sys::{ContainerConfig, Namespaces, Overlay};
 
 #[cfg(test)]
 pub(crate) use mounts::tests as mounts_tests;
 pub(crate) use mounts::{termination_path, volume_path};
 
-/// Kubernetes' period of a CPU limit, in microseconds.
-const CPU_PERIOD_US: u64 = 100_000;
+use crate::devices::Edits;
 
-/// The least `cpu.shares` that the kernel takes.
-const LEAST_SHARES: u64 = 2;
+pub(crate) mod limits;
+mod mounts;
+mod sandbox;
+mod security;
+
+pub(crate) use limits::{NodeLimits, limits};
+pub(crate) use sandbox::{SandboxFacts, sandbox};
+pub(crate) use security::APPARMOR_DEFAULT;
 
 /// What an image without a `PATH` gets, as containerd gives it.
 const DEFAULT_PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -42,14 +44,20 @@ pub(crate) struct Facts<'a> {
     pub host_ip: &'a str,
     /// The Pod's address.
     pub pod_ip: Option<Ipv4Addr>,
-    /// Thousandths of a CPU of the node.
+    /// The name that the Pod's processes see.
+    pub hostname: &'a str,
+    /// Thousandths of a CPU that Pods may request.
     pub node_cpu_milli: u64,
     /// Bytes of memory of the node.
     pub node_memory: u64,
-    /// Bytes of the file system that Pods write to.
+    /// Bytes of `ephemeral-storage` that Pods may request.
     pub node_storage: u64,
-    /// Processes that one container may have.
-    pub pids: u64,
+    /// What of the node decides about limits.
+    pub limits: &'a NodeLimits<'a>,
+    /// Where seccomp profiles are.
+    pub seccomp_dir: &'a Path,
+    /// Whether an AppArmor profile is loaded; `None` where the kernel has no AppArmor.
+    pub apparmor: Option<&'a dyn Fn(&str) -> bool>,
     /// `<parent>/<pod>`: the Pod's cgroup.
     pub pod_cgroup: String,
     /// The Pod's directory on tmpfs.
@@ -82,15 +90,16 @@ pub(crate) fn container(
     attempt: u32,
     image: &Image,
     facts: &Facts<'_>,
+    edits: Edits,
     lookup: Lookup<'_>,
 ) -> Result<ContainerConfig, String> {
-    let (user, home) = user(pod, spec, image)?;
+    let (user, home) = security::user(pod, spec, image)?;
     let variables = variables(pod, spec, facts, lookup)?;
     let args = args(spec, &image.config, &variables)?;
     let id = container_id(spec, attempt);
     let mounts = mounts::mounts(pod, spec, &id, &variables, facts)?;
     let disk = facts.state.join("containers").join(&id);
-    Ok(ContainerConfig {
+    let mut config = ContainerConfig {
         state_root: facts.run.join("state"),
         bundle: facts.run.join("bundles").join(&id),
         rootfs: Overlay {
@@ -100,60 +109,30 @@ pub(crate) fn container(
             merged: disk.join("merged"),
         },
         args,
-        env: environment(pod, &image.config, &variables, &home),
+        env: environment(spec, &image.config, &variables, facts.hostname, &home),
         cwd: working_dir(spec, &image.config),
         user,
-        capabilities: capabilities(
-            &spec.security.add_capabilities,
-            &spec.security.drop_capabilities,
-            facts.bounding,
-        ),
-        no_new_privileges: !spec.security.allow_privilege_escalation,
+        capabilities: security::capabilities(spec, facts.bounding),
+        no_new_privileges: !security::may_escalate(spec),
         read_only_root: spec.security.read_only_root,
-        privileged: false,
+        privileged: spec.security.privileged,
         mounts,
         namespaces: facts.namespaces.clone(),
         cgroup_path: format!("{}/{id}", facts.pod_cgroup),
-        resources: limits(spec, facts.pids),
-        seccomp: match &spec.security.seccomp {
-            None | Some(SeccompSpec::RuntimeDefault) => Seccomp::RuntimeDefault,
-            Some(SeccompSpec::Unconfined) => Seccomp::Unconfined,
-            Some(SeccompSpec::Localhost(name)) => {
-                return Err(format!(
-                    "seccompProfile.localhostProfile {name:?} is not supported yet"
-                ));
-            }
-        },
+        resources: limits(pod, spec, facts.limits)?,
+        seccomp: security::seccomp(spec, facts),
         rlimits: Vec::new(),
-        oom_score_adj: Some(oom_score_adj(pod, spec, facts.node_memory)),
+        oom_score_adj: Some(limits::oom_score_adj(pod, spec, facts.node_memory)),
+        apparmor: security::apparmor(spec, facts)?,
+        unmasked_proc: spec.security.unmasked_proc,
+        devices: Vec::new(),
+        hooks: Vec::new(),
+        tty: spec.tty,
+        stdin: spec.stdin,
         id,
-        ..Default::default()
-    })
-}
-
-fn user(pod: &PodSpec, spec: &Container, image: &Image) -> Result<(User, String), String> {
-    let wanted = spec
-        .security
-        .run_as_user
-        .map_or_else(|| image.config.user.clone(), |uid| uid.to_string());
-    let found = image.resolve_user(&wanted).map_err(|error| error.to_string())?;
-    if spec.security.run_as_non_root && found.uid == 0 {
-        return Err(format!(
-            "container has runAsNonRoot and image will run as root (pod: \"{}_{}({})\", container: {})",
-            pod.name, pod.namespace, pod.uid, spec.name
-        ));
-    }
-    let mut additional_gids = found.additional_gids;
-    additional_gids.extend(&pod.security.supplemental_groups);
-    let gid = spec.security.run_as_group.unwrap_or(found.gid);
-    Ok((
-        User {
-            uid: found.uid,
-            gid,
-            additional_gids,
-        },
-        found.home,
-    ))
+    };
+    edits.apply(&mut config);
+    Ok(config)
 }
 
 /// The variables of `envFrom` and `env`, in order, expanded.
@@ -230,6 +209,7 @@ pub(crate) fn field(pod: &PodSpec, path: &FieldPath, facts: &Facts<'_>) -> Strin
         FieldPath::NodeName => facts.node.to_owned(),
         FieldPath::ServiceAccountName => pod.service_account.clone(),
         FieldPath::HostIp => facts.host_ip.to_owned(),
+        FieldPath::PodIp if pod.host_network => facts.host_ip.to_owned(),
         FieldPath::PodIp => facts.pod_ip.map(|ip| ip.to_string()).unwrap_or_default(),
         FieldPath::Labels => quoted(&pod.labels),
         FieldPath::Annotations => quoted(&pod.annotations),
@@ -269,7 +249,7 @@ fn go_quoted(text: &str) -> String {
     out
 }
 
-/// A `resourceFieldRef`: rounded up to whole divisors. A limit that is not set is what the node has.
+/// A `resourceFieldRef`: rounded up to whole divisors. A limit that is not set is what the node has for Pods.
 ///
 /// Source: Kubernetes documentation, "Downward API", information available via `resourceFieldRef`.
 pub(crate) fn resource(
@@ -298,7 +278,7 @@ pub(crate) fn resource(
     let amount = match (wanted.resource, wanted.request) {
         (ResourceName::Cpu, false) => it.cpu_limit.unwrap_or(facts.node_cpu_milli),
         (ResourceName::Cpu, true) => it.cpu_request.unwrap_or(0),
-        (ResourceName::Memory, false) => milli(it.memory_limit.or(Some(facts.node_memory))),
+        (ResourceName::Memory, false) => milli(it.memory_limit.or(Some(facts.limits.allocatable_memory))),
         (ResourceName::Memory, true) => milli(it.memory_request),
         (ResourceName::EphemeralStorage, false) => milli(it.storage_limit.or(Some(facts.node_storage))),
         (ResourceName::EphemeralStorage, true) => milli(it.storage_request),
@@ -363,9 +343,10 @@ fn args(
 }
 
 fn environment(
-    pod: &PodSpec,
+    spec: &Container,
     image: &ImageConfig,
     variables: &[(String, String)],
+    hostname: &str,
     home: &str,
 ) -> Vec<String> {
     let mut out: Vec<String> = image.env.clone();
@@ -373,7 +354,11 @@ fn environment(
     if !has(&out, "PATH") {
         out.insert(0, DEFAULT_PATH.to_owned());
     }
-    out.push(format!("HOSTNAME={}", pod.hostname));
+    out.push(format!("HOSTNAME={hostname}"));
+    if spec.tty && !has(&out, "TERM") {
+        // As containerd does for whoever has a terminal.
+        out.push("TERM=xterm".to_owned());
+    }
     for (name, value) in variables {
         out.retain(|it| it.split('=').next() != Some(name));
         out.push(format!("{name}={value}"));
@@ -393,80 +378,6 @@ fn working_dir(spec: &Container, image: &ImageConfig) -> PathBuf {
     Path::new("/").join(wanted)
 }
 
-fn capabilities(add: &[String], drop: &[String], bounding: &[String]) -> Vec<String> {
-    let full = |name: &String| format!("CAP_{name}");
-    let all = |names: &[String]| names.iter().any(|name| name == "ALL");
-    let mut out = match (all(add), all(drop)) {
-        (true, _) => bounding.to_vec(),
-        (false, true) => Vec::new(),
-        (false, false) => default_capabilities(),
-    };
-    out.extend(add.iter().filter(|name| *name != "ALL").map(full));
-    out.retain(|name| !drop.iter().any(|it| full(it) == *name));
-    out.sort();
-    out.dedup();
-    out
-}
-
-fn limits(spec: &Container, pids: u64) -> Limits {
-    let request = spec.resources.cpu_request.unwrap_or(0);
-    Limits {
-        memory_bytes: spec.resources.memory_limit,
-        cpu_quota_us: spec.resources.cpu_limit.map(quota),
-        cpu_period_us: spec.resources.cpu_limit.map(|_| CPU_PERIOD_US),
-        cpu_shares: Some(shares(request)),
-        pids: Some(pids),
-        ..Default::default()
-    }
-}
-
-/// Limits of the Pod as a whole: the sum, where every container has one.
-#[must_use]
-pub(crate) fn pod_limits(pod: &PodSpec) -> Limits {
-    let sum = |of: &dyn Fn(&Container) -> Option<u64>| {
-        let parts = pod.containers.iter().map(of);
-        parts.reduce(|a, b| Some(a?.saturating_add(b?))).flatten()
-    };
-    let request = sum(&|it| Some(it.resources.cpu_request.unwrap_or(0)));
-    let cpu = sum(&|it| it.resources.cpu_limit);
-    Limits {
-        memory_bytes: sum(&|it| it.resources.memory_limit),
-        cpu_quota_us: cpu.map(quota),
-        cpu_period_us: cpu.map(|_| CPU_PERIOD_US),
-        cpu_shares: Some(shares(request.unwrap_or(0))),
-        pids: None,
-        ..Default::default()
-    }
-}
-
-/// Thousandths of a CPU as microseconds of each period, at least the millisecond that the kernel takes.
-fn quota(milli: u64) -> u64 {
-    (milli.saturating_mul(CPU_PERIOD_US) / 1000).max(1000)
-}
-
-fn shares(milli: u64) -> u64 {
-    (milli.saturating_mul(1024) / 1000).max(LEAST_SHARES)
-}
-
-/// Source: Kubernetes documentation, "Node-pressure Eviction", node out of memory behavior.
-fn oom_score_adj(pod: &PodSpec, spec: &Container, node_memory: u64) -> i32 {
-    let guaranteed = |it: &Container| {
-        let r = &it.resources;
-        r.cpu_limit.is_some()
-            && r.memory_limit.is_some()
-            && r.cpu_limit == r.cpu_request
-            && r.memory_limit == r.memory_request
-    };
-    let asks = |it: &Container| it.resources != Default::default();
-    if pod.containers.iter().all(guaranteed) {
-        return -997;
-    }
-    if !pod.containers.iter().any(asks) {
-        return 1000;
-    }
-    let request = spec.resources.memory_request.unwrap_or(0);
-    let share = (u128::from(request) * 1000 / u128::from(node_memory.max(1))).min(1000) as i32;
-    (1000 - share).clamp(2, 999)
 }
 
 #[cfg(test)]

@@ -23,6 +23,7 @@ use tokio::sync::mpsc;
 use tracing::{error, info, warn};
 
 use crate::input::Input;
+use crate::own::{Own, Part};
 use connection::{Connection, next};
 use observe::{exit_of, is_absence, note_path, observe, pods_in, read_note, reference};
 
@@ -94,6 +95,8 @@ pub(crate) struct Place {
     pub executable: PathBuf,
     /// The node's cgroups.
     pub cgroups: Cgroups,
+    /// The agent's own cgroups.
+    pub own: Own,
 }
 
 impl Place {
@@ -428,8 +431,7 @@ impl Task {
             let connection = match Connection::open(&dir).await {
                 Ok(connection) => connection,
                 Err(_) => {
-                    let started =
-                        tokio::time::timeout(SHIM_START, start_shim(&self.place.executable, &dir)).await;
+                    let started = tokio::time::timeout(SHIM_START, start_shim(&self.place, &dir)).await;
                     started.map_err(|_| "the shim did not start in time".to_owned())??
                 }
             };
@@ -641,7 +643,8 @@ pub(crate) fn clear_now(cgroups: &Cgroups, run: &Path, state: &Path) -> Result<(
     Ok(())
 }
 
-async fn start_shim(executable: &Path, dir: &Path) -> Result<Connection, String> {
+async fn start_shim(place: &Place, dir: &Path) -> Result<Connection, String> {
+    let executable = &place.executable;
     let failed = |what: &str, error: io::Error| format!("{what} {}: {error}", executable.display());
     let mut child = tokio::process::Command::new(executable)
         .arg("shim")
@@ -652,6 +655,8 @@ async fn start_shim(executable: &Path, dir: &Path) -> Result<Connection, String>
         .stderr(Stdio::inherit())
         .spawn()
         .map_err(|error| failed("cannot run", error))?;
+    // Beside its start: nobody waits for it, and the bound of the agent's memory is no bound of the shims'.
+    drop(place.own.take_beside(Part::Shims, child.id()));
     let mut ready = [0; 1];
     let mut stdout = child.stdout.take().ok_or("the shim has no output")?;
     stdout

@@ -57,6 +57,7 @@ pub(crate) fn run(config: &Config) -> Result<()> {
     skiff_sys::netlink::Netlink::open()?.delete_link(&config.bridge)?;
     skiff_sys::mount::unmount_all_under(&config.run_dir)?;
     cgroups.remove(&config.cgroup, Duration::from_secs(5))?;
+    cgroups.remove(&crate::own::parent(config), Duration::from_secs(5))?;
     println!("ended {ended} Pods; `skiff-agent run` starts them again");
     Ok(())
 }

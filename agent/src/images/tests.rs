@@ -52,6 +52,7 @@ impl Node {
             Arc::new(config),
             Arc::new(identity),
             executable(dir.path(), script),
+            Own::default(),
             sender,
         );
         Self {
@@ -211,7 +212,7 @@ async fn a_pull_without_progress_is_killed() {
             limits: Default::default(),
             not_before_unix: 0,
         };
-        let error = run(&path, &request, Duration::from_secs(1))
+        let error = run(&path, &Own::default(), &request, Duration::from_secs(1))
             .await
             .unwrap()
             .unwrap_err();

@@ -16,7 +16,9 @@ use crate::files;
 
 /// Removes everything that a node with these directories and names may have left.
 pub(super) fn sweep(dir: &Path, run: &Path, cgroup: &str, bridge: &str) {
-    let cgroups = cgroup_dirs(cgroup);
+    let mut cgroups = cgroup_dirs(cgroup);
+    // The agent's own, beside that of its Pods.
+    cgroups.extend(cgroup_dirs(&format!("{cgroup}-agent")));
     let mut left: BTreeSet<i32> = members(&cgroups);
     left.extend(processes_naming(&[dir, run]));
     if !left.is_empty() {

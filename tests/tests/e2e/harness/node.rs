@@ -218,12 +218,18 @@ impl Node {
         left
     }
 
+    /// The cgroup of the agent itself, its pulls and its shims.
+    fn own_cgroup(&self) -> String {
+        format!("{}-agent", self.cgroup)
+    }
+
     /// What is left once the node was stopped for good.
     fn remains(&self, interfaces: &BTreeSet<String>) -> Vec<String> {
         let mut left = self.leftovers();
         left.extend(
             kernel::cgroups(&self.cgroup)
                 .iter()
+                .chain(&kernel::cgroups(&self.own_cgroup()))
                 .map(|it| format!("cgroup {}", it.display())),
         );
         let tables = Command::new("nft").args(["list", "tables"]).output();
@@ -284,6 +290,7 @@ impl Node {
             umount2(point.as_str(), MntFlags::MNT_DETACH).ok();
         }
         let mut cgroups = kernel::cgroups(&self.cgroup);
+        cgroups.extend(kernel::cgroups(&self.own_cgroup()));
         cgroups.sort_by_key(|it| std::cmp::Reverse(it.as_os_str().len()));
         for _ in 0..40 {
             if cgroups
