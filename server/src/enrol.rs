@@ -25,12 +25,11 @@ use serde_json::json;
 use skiff_broker::Broker;
 use skiff_pki::{Grant, JoinError, TokenRecord};
 use skiff_protocol::enrol::{JoinRequest, MAX_MESSAGE, PUBLIC_KEY, RenewRequest, fixed, to_base64};
-use skiff_protocol::sha256;
 use skiff_protocol::topic::NodeName;
-use tokio::sync::Mutex;
+use tokio::sync::{Mutex, Notify};
 
-use crate::api::{ApiError, ApiResult, Identity};
-use crate::fleet::Fleet;
+use crate::api::{ApiError, ApiResult, Identity, in_time};
+use crate::fleet::{Fleet, key_sha256};
 use crate::link::Link;
 use crate::store::Store;
 
@@ -54,6 +53,8 @@ pub(crate) struct Enrolment {
     pub(crate) token_seconds: u64,
     /// Makes nonces that need not be remembered; of this process only.
     pub(crate) nonce_key: hmac::Key,
+    /// Rung when a node was removed, for what it leaves.
+    pub(crate) removed: Arc<Notify>,
     /// Held while a token is used.
     pub(crate) joins: Mutex<()>,
 }
@@ -151,6 +152,7 @@ impl Enrolment {
         let was = self.fleet.remove(&node).await.map_err(failed)?;
         self.broker.disconnect(&node).await;
         self.link.forget(&node).await;
+        self.removed.notify_one();
         Ok(json!({ "node": node.as_str(), "removed": was }))
     }
 
@@ -168,7 +170,7 @@ impl Enrolment {
         let record = self.store.kv_get(TOKENS, node.as_str()).await.map_err(failed)?;
         let record = record.ok_or_else(|| refused(&JoinError::Secret))?;
         let mut record: TokenRecord = serde_json::from_slice(&record).map_err(ApiError::internal)?;
-        let member = self.fleet.joining(&node, &to_base64(&sha256(&key)));
+        let member = self.fleet.joining(&node, &key_sha256(&key));
         let response = self
             .fleet
             .authority
@@ -205,7 +207,7 @@ impl Enrolment {
             .renew(&request, &nonce, grant, at, RENEWAL_GRACE);
         let renewal = renewal.map_err(|error| refused(&error))?;
         // The key is the old certificate's; it must be the one that joined last.
-        if key_sha256(&renewal.response.certificate).as_deref() != Some(&member.key_sha256) {
+        if certified_key(&renewal.response.certificate).as_deref() != Some(&member.key_sha256) {
             return Err(refused(&JoinError::Certificate(
                 "the node has joined with another key since".into(),
             )));
@@ -262,22 +264,21 @@ fn refusal(error: &JoinError) -> ApiError {
 }
 
 /// SHA-256 of the public key of a certificate in PEM, base64url.
-fn key_sha256(pem: &str) -> Option<String> {
+fn certified_key(pem: &str) -> Option<String> {
     use rustls_pki_types::CertificateDer;
     use rustls_pki_types::pem::PemObject as _;
     let der = CertificateDer::from_pem_slice(pem.as_bytes()).ok()?;
     let (_, certificate) = x509_parser::parse_x509_certificate(&der).ok()?;
-    Some(to_base64(&sha256(
-        &certificate.public_key().subject_public_key.data,
-    )))
+    Some(key_sha256(&certificate.public_key().subject_public_key.data))
 }
 
 fn node_name(name: &str) -> ApiResult<NodeName> {
     NodeName::parse(name).map_err(|error| ApiError::bad_request(error.to_string()))
 }
 
+/// Reads a body; whoever is on the other end may be anybody, so not for ever.
 async fn read(body: Body) -> ApiResult<Vec<u8>> {
-    let bytes = axum::body::to_bytes(body, MAX_MESSAGE).await;
+    let bytes = in_time(axum::body::to_bytes(body, MAX_MESSAGE)).await?;
     let bytes = bytes.map_err(|_| ApiError::too_large(MAX_MESSAGE))?;
     Ok(bytes.to_vec())
 }

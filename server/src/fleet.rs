@@ -1,13 +1,14 @@
 //! The fleet: its authority, and who belongs to it.
 //!
-//! What always holds: a node is a member from its first join until it is removed, over restarts; its broker password
-//! changes when it joins with another key, so that the former key's owner is out; secrets lie in files of mode 0600
-//! that are written whole or not at all.
+//! What always holds: a node is a member from its first join until it is removed, over restarts; the serial of its
+//! broker password only goes up, over removals too, so that no password comes back to life; a member is who holds the
+//! key that joined last, whatever certificates of its name are still valid; secrets lie in files of mode 0600 that are
+//! written whole or not at all.
 
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::Write as _;
-use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::path::Path;
 use std::sync::{Arc, PoisonError, RwLock};
 
@@ -15,11 +16,13 @@ use anyhow::{Context as _, bail};
 use serde::{Deserialize, Serialize};
 use skiff_broker::{Attempt, Credentials, Role};
 use skiff_pki::{FleetAuthority, SERVER_CN, Stored};
+use skiff_protocol::enrol::to_base64;
+use skiff_protocol::sha256;
 use skiff_protocol::topic::NodeName;
 
 use crate::store::{Store, StoreError};
 
-/// The bucket of the key-value table that holds the members.
+/// The bucket of the key-value table that holds the members, those that were removed among them.
 const MEMBERS: &str = "members";
 
 /// What the server keeps of a node that has joined.
@@ -30,11 +33,21 @@ pub(crate) struct Member {
     pub(crate) serial: u64,
     /// SHA-256 of its public key, base64url.
     pub(crate) key_sha256: String,
+    /// It was removed: what is kept of it is the serial that its successor must exceed.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    removed: bool,
+}
+
+/// SHA-256 of a certificate's public key, as [`Member::key_sha256`] has it. The key is the bits of the
+/// SubjectPublicKeyInfo, which for a node are its point on the curve.
+pub(crate) fn key_sha256(key: &[u8]) -> String {
+    to_base64(&sha256(key))
 }
 
 /// See the module.
 pub(crate) struct Fleet {
     pub(crate) authority: FleetAuthority,
+    /// With those that were removed.
     members: RwLock<BTreeMap<NodeName, Member>>,
     store: Arc<dyn Store>,
 }
@@ -55,8 +68,7 @@ impl Fleet {
         })
     }
 
-    /// The member of this name.
-    pub(crate) fn member(&self, node: &NodeName) -> Option<Member> {
+    fn record(&self, node: &NodeName) -> Option<Member> {
         self.members
             .read()
             .unwrap_or_else(PoisonError::into_inner)
@@ -64,19 +76,35 @@ impl Fleet {
             .cloned()
     }
 
+    /// The member of this name.
+    pub(crate) fn member(&self, node: &NodeName) -> Option<Member> {
+        self.record(node).filter(|member| !member.removed)
+    }
+
+    /// Whether whoever holds this key is the member of this name.
+    pub(crate) fn holds(&self, node: &NodeName, key_sha256: &str) -> bool {
+        self.member(node)
+            .is_some_and(|member| member.key_sha256 == key_sha256)
+    }
+
     /// What a node that joins with this key will be; the same as before where the key is.
     pub(crate) fn joining(&self, node: &NodeName, key_sha256: &str) -> Member {
-        match self.member(node) {
-            Some(member) if member.key_sha256 == key_sha256 => member,
+        match self.record(node) {
+            Some(member) if member.key_sha256 == key_sha256 && !member.removed => member,
             before => Member {
                 serial: before.map_or(1, |member| member.serial.saturating_add(1)),
                 key_sha256: key_sha256.to_owned(),
+                removed: false,
             },
         }
     }
 
     /// Takes a node in; on disk when this returns.
     pub(crate) async fn admit(&self, node: &NodeName, member: Member) -> Result<(), StoreError> {
+        self.keep(node, member).await
+    }
+
+    async fn keep(&self, node: &NodeName, member: Member) -> Result<(), StoreError> {
         let value = serde_json::to_vec(&member).map_err(|_| StoreError::Closed)?;
         self.store.kv_put(MEMBERS, node.as_str(), &value).await?;
         self.members
@@ -88,13 +116,12 @@ impl Fleet {
 
     /// Takes a node out; whether it was in.
     pub(crate) async fn remove(&self, node: &NodeName) -> Result<bool, StoreError> {
-        self.store.kv_delete(MEMBERS, node.as_str()).await?;
-        Ok(self
-            .members
-            .write()
-            .unwrap_or_else(PoisonError::into_inner)
-            .remove(node)
-            .is_some())
+        let Some(mut member) = self.member(node) else {
+            return Ok(false);
+        };
+        member.removed = true;
+        self.keep(node, member).await?;
+        Ok(true)
     }
 }
 
@@ -122,7 +149,9 @@ impl Credentials for Fleet {
         }
         let node = NodeName::parse(attempt.certificate_name).ok()?;
         let member = self.member(&node)?;
-        let right = self.authority.is_broker_password(&node, member.serial, password);
+        // Without the key a certificate of the name is not enough: an older one may be valid still.
+        let right = member.key_sha256 == key_sha256(attempt.certificate_key)
+            && self.authority.is_broker_password(&node, member.serial, password);
         right.then_some(Role::Node(node))
     }
 }
@@ -153,10 +182,24 @@ pub(crate) fn authority(path: &Path, fleet: &str, now: u64, years: u16) -> anyho
     }
 }
 
-/// Makes a directory that only its owner sees into.
+/// Makes a directory that only its owner sees into; closes one that is there already and is open to others.
 pub(crate) fn private_dir(path: &Path) -> anyhow::Result<()> {
     let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(path);
-    made.with_context(|| format!("cannot make {}", path.display()))
+    made.with_context(|| format!("cannot make {}", path.display()))?;
+    let metadata = fs::metadata(path).with_context(|| format!("cannot read {}", path.display()))?;
+    let mode = metadata.permissions().mode();
+    if mode & 0o077 == 0 {
+        return Ok(());
+    }
+    if mode & 0o1000 != 0 {
+        // As /tmp: it is everybody's, and must stay so.
+        bail!(
+            "{} is shared by all users; give a directory of its own",
+            path.display()
+        );
+    }
+    fs::set_permissions(path, fs::Permissions::from_mode(0o700))
+        .with_context(|| format!("cannot close {} to others", path.display()))
 }
 
 /// Writes a file of mode 0600, whole or not at all.
@@ -183,4 +226,89 @@ pub(crate) fn write_secret(path: &Path, bytes: &[u8]) -> anyhow::Result<()> {
     fs::File::open(parent)
         .and_then(|dir| dir.sync_all())
         .with_context(failed)
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::store::SqliteStore;
+
+    use super::*;
+
+    async fn open(dir: &Path) -> Fleet {
+        let authority = authority(&dir.join("fleet.json"), "test", 1_700_000_000, 20).unwrap();
+        let store = SqliteStore::open(&dir.join("skiff.db")).await.unwrap();
+        Fleet::open(authority, Arc::new(store)).await.unwrap()
+    }
+
+    /// The password that the node is given when it joins with this key.
+    async fn join(fleet: &Fleet, node: &NodeName, key: &[u8]) -> String {
+        let member = fleet.joining(node, &key_sha256(key));
+        let password = fleet.authority.broker_password(node, member.serial);
+        fleet.admit(node, member).await.unwrap();
+        password
+    }
+
+    #[tokio::test]
+    async fn what_a_key_was_given_is_worth_nothing_once_another_has_joined() {
+        let dir = tempfile::tempdir().unwrap();
+        let node = NodeName::parse("rover-7").unwrap();
+        let enters = |fleet: &Fleet, key: &[u8], password: &str| {
+            let attempt = Attempt {
+                certificate_name: node.as_str(),
+                certificate_key: key,
+                client_id: node.as_str(),
+                username: Some(node.as_str()),
+                password: Some(password.as_bytes()),
+            };
+            fleet.verify(&attempt) == Some(Role::Node(node.clone())) && fleet.holds(&node, &key_sha256(key))
+        };
+        let fleet = open(dir.path()).await;
+        let first = join(&fleet, &node, b"first").await;
+        assert!(enters(&fleet, b"first", &first));
+        assert_eq!(
+            join(&fleet, &node, b"first").await,
+            first,
+            "an answer can get lost"
+        );
+        assert!(fleet.remove(&node).await.unwrap());
+        assert!(!fleet.remove(&node).await.unwrap(), "it is out already");
+        assert!(!enters(&fleet, b"first", &first));
+        drop(fleet);
+
+        let fleet = open(dir.path()).await;
+        assert!(fleet.member(&node).is_none(), "a removed node is no member");
+        let second = join(&fleet, &node, b"second").await;
+        assert!(enters(&fleet, b"second", &second));
+        for (key, password) in [
+            (b"first".as_slice(), &first),
+            (b"first", &second),
+            (b"second", &first),
+        ] {
+            assert!(!enters(&fleet, key, password), "{key:?}");
+        }
+        // The same key again after a removal is a new member too.
+        fleet.remove(&node).await.unwrap();
+        let third = join(&fleet, &node, b"second").await;
+        assert!(enters(&fleet, b"second", &third) && third != second);
+    }
+
+    #[test]
+    fn directories_are_closed_to_others() {
+        let dir = tempfile::tempdir().unwrap();
+        let check = |name: &str, before: Option<u32>, after: Option<u32>| {
+            let path = dir.path().join(name);
+            if let Some(mode) = before {
+                fs::create_dir(&path).unwrap();
+                fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
+            }
+            let made = private_dir(&path).ok();
+            let mode = fs::metadata(&path).unwrap().permissions().mode() & 0o7777;
+            assert_eq!(made.map(|()| mode), after, "{name}");
+        };
+        check("new/below", None, Some(0o700));
+        check("open", Some(0o755), Some(0o700));
+        check("group", Some(0o750), Some(0o700));
+        check("closed", Some(0o500), Some(0o500));
+        check("everybodys", Some(0o1777), None);
+    }
 }

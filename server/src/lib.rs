@@ -23,6 +23,7 @@ mod enrol;
 mod events;
 mod fleet;
 pub mod link;
+mod orphans;
 pub mod placement;
 mod registry;
 mod server;

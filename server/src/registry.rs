@@ -27,10 +27,10 @@ use skiff_protocol::topic::NodeName;
 use tokio::io::AsyncWriteExt as _;
 use tokio::sync::Semaphore;
 
-use crate::api::identity::NODES;
+use crate::api::identity::{NODES, Peer};
 use crate::api::{ApiError, ApiResult, Identity};
 use crate::enrol::{admin, respond};
-use crate::fleet::Fleet;
+use crate::fleet::{Fleet, key_sha256};
 
 /// Uploads at once: each writes to the disk as fast as it may.
 const UPLOADS: usize = 2;
@@ -83,8 +83,14 @@ pub(crate) fn router(state: Arc<Registry>) -> Router {
         .with_state(state)
 }
 
-async fn pull(State(state): Shared, caller: Caller, request: Request) -> Response<Body> {
-    if let Err(error) = state.may_pull(caller.as_ref().map(|it| &it.0), request.uri().path()) {
+async fn pull(
+    State(state): Shared,
+    caller: Caller,
+    peer: Option<Extension<Peer>>,
+    request: Request,
+) -> Response<Body> {
+    let key = peer.as_ref().map_or(&[][..], |peer| &peer.0.key);
+    if let Err(error) = state.may_pull(caller.as_ref().map(|it| &it.0), key, request.uri().path()) {
         return error.into_response();
     }
     let (parts, _) = request.into_parts();
@@ -109,10 +115,13 @@ async fn pull(State(state): Shared, caller: Caller, request: Request) -> Respons
 }
 
 impl Registry {
-    fn may_pull(&self, caller: Option<&Identity>, path: &str) -> ApiResult<()> {
+    /// `key` is the public key of the caller's certificate: one of the node's name is not enough, for what joined
+    /// under that name before may have a valid one still.
+    fn may_pull(&self, caller: Option<&Identity>, key: &[u8], path: &str) -> ApiResult<()> {
         let identity = caller.ok_or_else(ApiError::unauthorized)?;
         let node = NodeName::parse(&identity.user).ok();
-        let member = node.is_some_and(|node| identity.in_group(NODES) && self.fleet.member(&node).is_some());
+        let member =
+            node.is_some_and(|node| identity.in_group(NODES) && self.fleet.holds(&node, &key_sha256(key)));
         if identity.is_admin() || member {
             Ok(())
         } else {

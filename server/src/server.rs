@@ -25,7 +25,7 @@ use skiff_protocol::enrol::to_base64;
 use skiff_protocol::limits as bounds;
 use skiff_transport::{BrokerUrl, tls};
 use tokio::net::TcpListener;
-use tokio::sync::{Mutex, watch};
+use tokio::sync::{Mutex, Notify, watch};
 use tokio::task::JoinHandle;
 
 use crate::api::{self, ApiState, Identity, StaticTokens};
@@ -34,6 +34,7 @@ use crate::enrol::{self, Enrolment, now};
 use crate::events::Recorder;
 use crate::fleet::{self, Fleet, private_dir, write_secret};
 use crate::link::{self, Link};
+use crate::orphans;
 use crate::placement;
 use crate::registry::{self, Registry};
 use crate::store::{SqliteStore, Store};
@@ -112,7 +113,14 @@ impl Server {
             events.clone(),
             stopped.clone(),
         )?;
-        let placing = tokio::spawn(placement::run(store.clone(), events, stopped));
+        let placing = tokio::spawn(placement::run(store.clone(), events, stopped.clone()));
+        let removed = Arc::new(Notify::new());
+        let collecting = tokio::spawn(orphans::run(
+            store.clone(),
+            fleet.clone(),
+            removed.clone(),
+            stopped,
+        ));
 
         let paths = Kubeconfigs::write(&data, &config, &fleet, &local_url(address))?;
         let nonce_key = hmac::Key::generate(hmac::HMAC_SHA256, &SystemRandom::new());
@@ -125,6 +133,7 @@ impl Server {
             node_seconds: config.validity.node,
             token_seconds: config.token_ttl.as_secs(),
             nonce_key: nonce_key.map_err(|_| anyhow::anyhow!("the system gives no random numbers"))?,
+            removed,
             joins: Mutex::new(()),
         };
         let registry = Registry::open(&data, fleet.clone())?;
@@ -153,7 +162,7 @@ impl Server {
             stop_api,
             stop,
             api,
-            others: vec![link_task, placing, recorder],
+            others: vec![link_task, placing, collecting, recorder],
             _lock: lock,
         })
     }

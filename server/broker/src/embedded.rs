@@ -318,9 +318,10 @@ async fn connection(stream: TcpStream, peer: SocketAddr, shared: Arc<Shared>, sl
         _ = stop.recv() => return closed(&tally),
     };
     match ready {
-        Ok(Ok((stream, certificate_name))) => {
+        Ok(Ok((stream, client))) => {
             let gate = Gate {
-                certificate_name,
+                certificate_name: client.name,
+                certificate_key: client.key,
                 credentials: shared.credentials.clone(),
                 tally: shared.tally.clone(),
                 role: OnceLock::new(),
@@ -356,23 +357,35 @@ fn closed(tally: &Tally) {
     tally.open.fetch_sub(1, Ordering::Relaxed);
 }
 
-/// The encrypted stream and the common name of the client's certificate.
-async fn handshake(stream: TcpStream, acceptor: &TlsAcceptor) -> Result<(TlsStreamWrapper, String), String> {
+/// Whom a client's certificate names, and its key.
+struct Certified {
+    name: String,
+    key: Vec<u8>,
+}
+
+/// The encrypted stream, and what the client's certificate says.
+async fn handshake(
+    stream: TcpStream,
+    acceptor: &TlsAcceptor,
+) -> Result<(TlsStreamWrapper, Certified), String> {
     stream.set_nodelay(true).map_err(|e| e.to_string())?;
     let stream = acceptor.accept(stream).await.map_err(|e| e.to_string())?;
     let certificates = stream.get_ref().1.peer_certificates().unwrap_or_default();
-    let name = common_name(certificates.first().ok_or("no client certificate")?)?;
-    Ok((TlsStreamWrapper::new(stream), name))
+    let client = certified(certificates.first().ok_or("no client certificate")?)?;
+    Ok((TlsStreamWrapper::new(stream), client))
 }
 
-fn common_name(certificate: &[u8]) -> Result<String, String> {
+fn certified(certificate: &[u8]) -> Result<Certified, String> {
     let (_, certificate) = X509Certificate::from_der(certificate).map_err(|e| e.to_string())?;
     let mut names = certificate
         .subject()
         .iter_common_name()
         .map(x509_parser::x509::AttributeTypeAndValue::as_str);
     match (names.next(), names.next()) {
-        (Some(Ok(name)), None) => Ok(name.to_owned()),
+        (Some(Ok(name)), None) => Ok(Certified {
+            name: name.to_owned(),
+            key: certificate.public_key().subject_public_key.data.to_vec(),
+        }),
         _ => Err("the client certificate has not exactly one common name".to_owned()),
     }
 }

@@ -53,6 +53,7 @@ pub(crate) fn count(counter: &AtomicU64) {
 
 pub(crate) struct Gate {
     pub(crate) certificate_name: String,
+    pub(crate) certificate_key: Vec<u8>,
     pub(crate) credentials: Arc<dyn Credentials>,
     pub(crate) tally: Arc<Tally>,
     pub(crate) role: OnceLock<Role>,
@@ -62,6 +63,7 @@ impl Gate {
     fn admit(&self, connect: &ConnectPacket) -> Result<Role, (ReasonCode, &'static str)> {
         let attempt = Attempt {
             certificate_name: &self.certificate_name,
+            certificate_key: &self.certificate_key,
             client_id: &connect.client_id,
             username: connect.username.as_deref(),
             password: connect.password.as_deref(),

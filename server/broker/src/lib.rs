@@ -33,6 +33,8 @@ pub enum Role {
 pub struct Attempt<'a> {
     /// The certificate's common name.
     pub certificate_name: &'a str,
+    /// The certificate's public key: the bits of its SubjectPublicKeyInfo (RFC 5280).
+    pub certificate_key: &'a [u8],
     /// The MQTT client id.
     pub client_id: &'a str,
     /// The user name.

@@ -1,7 +1,7 @@
 //! Placement: how a pod gets its node.
 //!
-//! What always holds: a pod is placed once. Whoever places it, the scheduler here or a client through `pods/binding`,
-//! comes through [`bind`].
+//! What always holds: a pod is placed once, and it is the very pod that was meant, not a later one of its name. Whoever
+//! places it, the scheduler here or a client through `pods/binding`, comes through [`bind`].
 
 use std::sync::Arc;
 
@@ -14,11 +14,44 @@ use super::verbs::Call;
 use super::{metadata, time};
 use crate::store::{Key, Object, Store, StoreExt};
 
+/// Which version of a pod is meant; what is not given may be any.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Seen {
+    /// `metadata.uid`.
+    pub uid: Option<String>,
+    /// `metadata.resourceVersion` as a number.
+    pub revision: Option<u64>,
+}
+
+impl Seen {
+    /// This version, and no other.
+    pub fn exactly(object: &Object) -> Self {
+        Self {
+            uid: Some(object.uid.clone()),
+            revision: Some(object.revision),
+        }
+    }
+
+    fn check(&self, key: &Key, stored: &Value) -> ApiResult<()> {
+        let uid = metadata::text(stored, "uid");
+        if let Some(seen) = self.uid.as_deref().filter(|seen| *seen != uid) {
+            let why = format!("Precondition failed: UID in precondition: {seen}, UID in object meta: {uid}");
+            return Err(ApiError::conflict_because(pods(), &key.name, &why));
+        }
+        let revision = metadata::text(stored, "resourceVersion");
+        match self.revision {
+            Some(seen) if seen.to_string() != revision => Err(ApiError::conflict(pods(), &key.name)),
+            _ => Ok(()),
+        }
+    }
+}
+
 /// Places a pod on a node: sets `spec.nodeName` and the condition PodScheduled. Placing it again on the same node
-/// changes nothing.
-pub async fn bind(store: &dyn Store, pod: &Key, node: &str) -> ApiResult<Arc<Object>> {
+/// changes nothing. A pod of another version than the one seen is a conflict.
+pub async fn bind(store: &dyn Store, pod: &Key, seen: &Seen, node: &str) -> ApiResult<Arc<Object>> {
     let resource = pods();
     let placed = store.update(pod, |value| {
+        seen.check(pod, value)?;
         let current = value
             .pointer("/spec/nodeName")
             .and_then(Value::as_str)
@@ -43,9 +76,16 @@ pub async fn bind(store: &dyn Store, pod: &Key, node: &str) -> ApiResult<Arc<Obj
         .map_err(|error| ApiError::of_update(error, resource, &pod.name))
 }
 
-/// Notes why a pod has no node yet, as `kubectl describe` shows it. Saying the same again changes nothing.
-pub async fn mark_unschedulable(store: &dyn Store, pod: &Key, message: &str) -> ApiResult<Arc<Object>> {
+/// Notes why a pod has no node yet, as `kubectl describe` shows it. Saying the same again changes nothing. A pod of
+/// another version than the one seen is a conflict.
+pub async fn mark_unschedulable(
+    store: &dyn Store,
+    pod: &Key,
+    seen: &Seen,
+    message: &str,
+) -> ApiResult<Arc<Object>> {
     let marked = store.update(pod, |value| {
+        seen.check(pod, value)?;
         set_condition(value, "PodScheduled", "False", "Unschedulable", message);
         Ok(())
     });
@@ -97,8 +137,18 @@ impl Call<'_> {
             let message = "a Binding must have target.kind Node and target.name, the node's name";
             return Err(ApiError::bad_request(message));
         }
+        let given = |pointer: &str| Some(text(pointer)).filter(|text| !text.is_empty());
+        let revision = given("/metadata/resourceVersion").map(|text| {
+            text.parse().map_err(|_| {
+                ApiError::bad_request(format!("metadata.resourceVersion: {text:?} is no number"))
+            })
+        });
+        let seen = Seen {
+            uid: given("/metadata/uid").map(str::to_owned),
+            revision: revision.transpose()?,
+        };
         if !self.query.dry_run()? {
-            bind(&*self.state.store, &self.key(), node).await?;
+            bind(&*self.state.store, &self.key(), &seen, node).await?;
         }
         let body =
             json!({ "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "code": 201 });

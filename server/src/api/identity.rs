@@ -39,8 +39,7 @@ impl Identity {
     }
 
     /// The subject of a certificate that the TLS layer has verified; nothing when it names no user.
-    pub fn of_certificate(certificate: &CertificateDer<'_>) -> Option<Self> {
-        let (_, certificate) = X509Certificate::from_der(certificate).ok()?;
+    fn of_certificate(certificate: &X509Certificate<'_>) -> Option<Self> {
         let subject = certificate.subject();
         let user = subject.iter_common_name().next()?.as_str().ok()?.to_owned();
         let groups = subject.iter_organization().filter_map(|name| name.as_str().ok());
@@ -87,6 +86,21 @@ impl Tokens for StaticTokens {
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Peer {
     pub(crate) identity: Option<Arc<Identity>>,
+    /// The public key of the certificate (the bits of its SubjectPublicKeyInfo); empty where there is none.
+    pub(crate) key: Arc<[u8]>,
+}
+
+impl Peer {
+    /// What a certificate proves that the TLS layer has verified.
+    pub(crate) fn of_certificate(certificate: &CertificateDer<'_>) -> Self {
+        let Ok((_, certificate)) = X509Certificate::from_der(certificate) else {
+            return Self::default();
+        };
+        Self {
+            identity: Identity::of_certificate(&certificate).map(Arc::new),
+            key: (*certificate.public_key().subject_public_key.data).into(),
+        }
+    }
 }
 
 /// Who sent a request: the connection's certificate first, as Kubernetes does, then the request's token.

@@ -14,8 +14,11 @@ pub const STREAMS_PER_CONNECTION: u32 = 250;
 /// How long a peer may take over its TLS handshake.
 pub const HANDSHAKE: Duration = Duration::from_secs(10);
 
-/// How long a peer may take over a request's headers.
+/// How long a peer may take over a request's headers, and until the first of them.
 pub const HEADERS: Duration = Duration::from_secs(30);
+
+/// How long a connection is kept that has had a request and now has none: long enough for a client's next poll.
+pub const IDLE: Duration = Duration::from_secs(180);
 
 /// How long a peer may take over a request's body.
 pub const BODY: Duration = Duration::from_secs(60);
@@ -25,6 +28,9 @@ pub const KEEPALIVE: Duration = Duration::from_secs(30);
 
 /// How long connections may finish their answers when the server stops.
 pub const DRAIN: Duration = Duration::from_secs(5);
+
+/// Longest life of a watch, whatever its client asks for; no client of Kubernetes asks for as much.
+pub const WATCH_LONGEST: Duration = Duration::from_secs(24 * 3600);
 
 /// Shortest life of a watch whose client names none; up to twice this, spread so that clients do not return at once.
 pub const WATCH: Duration = Duration::from_secs(1800);
@@ -51,9 +57,6 @@ pub const DEPTH: usize = 100;
 
 /// Bytes of all annotations of an object together: Kubernetes' own bound.
 pub const ANNOTATION_BYTES: usize = 256 << 10;
-
-/// Bytes of the data of a ConfigMap or Secret: Kubernetes' own bound.
-pub const DATA_BYTES: usize = 1 << 20;
 
 /// Names tried for `generateName` before the caller is asked to try again.
 pub const GENERATED_NAMES: usize = 8;

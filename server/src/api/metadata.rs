@@ -65,6 +65,18 @@ pub(crate) fn of(object: &mut Value) -> ApiResult<&mut Map<String, Value>> {
         .ok_or_else(|| ApiError::bad_request("metadata: expected an object"))
 }
 
+/// The `status` of a stored document, made where there is none or none that is an object.
+pub(crate) fn status_of(document: &mut Value) -> Option<&mut Map<String, Value>> {
+    let status = document
+        .as_object_mut()?
+        .entry("status")
+        .or_insert_with(|| Value::Object(Map::new()));
+    if !status.is_object() {
+        *status = Value::Object(Map::new());
+    }
+    status.as_object_mut()
+}
+
 /// Prepares the metadata of a new object; gives back its name, drawn when only `generateName` is set.
 pub(crate) fn prepare_create(resource: &Resource, namespace: &str, object: &mut Value) -> ApiResult<String> {
     let metadata = of(object)?;

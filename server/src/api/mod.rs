@@ -37,13 +37,15 @@ mod watch;
 
 use std::sync::Arc;
 
-pub use binding::{bind, mark_unschedulable, set_condition};
+pub use binding::{Seen, bind, mark_unschedulable, set_condition};
 pub use delete::{DeleteOptions, Deletion, delete};
 pub use dispatch::router;
 pub use events::{Happening, record_event, sweep as sweep_events};
 pub use housekeeping::make_namespaces;
 pub use identity::{Identity, StaticTokens, Tokens};
+pub(crate) use metadata::status_of;
 pub use nodes::{LogError, LogOptions, LogStream, Nodes, PodRef};
+pub(crate) use request::in_time;
 pub use serve::serve;
 pub use status::{ApiError, ApiResult};
 

@@ -147,18 +147,17 @@ pub(crate) fn media_type(headers: &HeaderMap) -> &str {
     value.split(';').next().unwrap_or_default().trim()
 }
 
+/// What reading a body gives, within [`limits::BODY`].
+pub(crate) async fn in_time<T>(reading: impl Future<Output = T>) -> ApiResult<T> {
+    let read = tokio::time::timeout(limits::BODY, reading).await;
+    read.map_err(|_| ApiError::bad_request(format!("the body did not arrive within {:?}", limits::BODY)))
+}
+
 /// Reads the body.
 async fn bytes(body: Body) -> ApiResult<bytes::Bytes> {
-    let read = tokio::time::timeout(limits::BODY, axum::body::to_bytes(body, limits::BODY_BYTES)).await;
-    match read {
-        Ok(Ok(bytes)) => Ok(bytes),
-        // Nothing but the bound, or a peer that is gone and reads no answer.
-        Ok(Err(_)) => Err(ApiError::too_large(limits::BODY_BYTES)),
-        Err(_) => Err(ApiError::bad_request(format!(
-            "the body did not arrive within {:?}",
-            limits::BODY
-        ))),
-    }
+    let read = in_time(axum::body::to_bytes(body, limits::BODY_BYTES)).await?;
+    // Nothing but the bound, or a peer that is gone and reads no answer.
+    read.map_err(|_| ApiError::too_large(limits::BODY_BYTES))
 }
 
 fn parse(bytes: &[u8]) -> ApiResult<Value> {

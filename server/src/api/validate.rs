@@ -45,6 +45,7 @@ pub(crate) fn schema(
     let mut fatal = identity(resource, value);
     let missing = !fatal.is_empty();
     fatal.extend(type_errors);
+    fatal.extend(status_type(resource, value));
     let strict = !unknown.is_empty() && validation == FieldValidation::Strict;
     if strict || missing {
         // With a missing apiVersion or kind, the unknown field is most likely the misspelt one.
@@ -87,6 +88,13 @@ fn identity(resource: &Resource, value: &Value) -> Vec<Cause> {
         }
     }
     causes
+}
+
+/// A status must be an object; what it holds has no schema here, for only controllers write it.
+fn status_type(resource: &Resource, value: &Value) -> Option<Cause> {
+    let status = value.get("status").filter(|status| !status.is_null())?;
+    let wrong = resource.has_status() && !status.is_object();
+    wrong.then(|| Cause::new("status", Reason::TypeInvalid, "expected an object"))
 }
 
 /// Removes what a path such as `spec.containers[0].images` names.

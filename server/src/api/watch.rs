@@ -95,7 +95,7 @@ impl Call<'_> {
 
     fn lifetime(&self) -> ApiResult<Duration> {
         match self.query.number::<u64>("timeoutSeconds")? {
-            Some(seconds) if seconds > 0 => Ok(Duration::from_secs(seconds)),
+            Some(seconds) if seconds > 0 => Ok(Duration::from_secs(seconds).min(limits::WATCH_LONGEST)),
             _ => {
                 let spread = f64::from(jiff::Timestamp::now().subsec_nanosecond()) / 1e9;
                 Ok(limits::WATCH.mul_f64(1.0 + spread.clamp(0.0, 1.0)))
@@ -203,6 +203,10 @@ impl Feed {
         while let Some(event) = self.watch.try_next() {
             self.take(&event);
         }
+        if self.watch.is_cut() {
+            // Events up to that revision are lost: what comes after those in the queue is the error that says so.
+            return;
+        }
         let line = self.bookmark(published.max(self.watch.revision()), false);
         self.ready.push_back(line);
     }
@@ -281,5 +285,60 @@ impl Feed {
             form => reply::object(self.resource, form, value),
         };
         json!({ "type": kind, "object": object }).to_string()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_util::future::join_all;
+
+    use super::*;
+    use crate::api::resources;
+    use crate::store::{self, CreateGuard, Key, Scope, SqliteStore};
+
+    /// A client that was cut off must list again; a bookmark would let it go on after what it has lost.
+    #[tokio::test]
+    async fn a_watch_that_was_cut_off_gets_no_bookmark() {
+        let dir = tempfile::tempdir().unwrap();
+        let store: Arc<dyn Store> = Arc::new(SqliteStore::open(&dir.path().join("db")).await.unwrap());
+        let (_stop, stop) = tokio::sync::watch::channel(false);
+        let resource = resources::find("", "v1", "configmaps").unwrap();
+        let events = store::limits::WATCH_QUEUE + 10;
+        let mut feed = Feed {
+            resource,
+            form: Form::Object,
+            selector: Selector::default(),
+            store: store.clone(),
+            stop,
+            watch: store.watch(Scope::all("configmaps"), None).unwrap(),
+            ready: VecDeque::new(),
+            headings: true,
+            bookmarks: true,
+            deadline: Instant::now() + limits::WATCH,
+            bookmark_at: Instant::now() + limits::BOOKMARK,
+            bookmark_due: true,
+            ended: false,
+        };
+        let creations = (0..events).map(|number| {
+            let key = Key::new("configmaps", "default", &format!("m{number}"));
+            let store = store.clone();
+            async move { store.create(&key, json!({}), CreateGuard::default()).await }
+        });
+        assert!(join_all(creations).await.iter().all(Result::is_ok));
+        let mut text = String::new();
+        while let Some(chunk) = feed.next().await {
+            text.push_str(std::str::from_utf8(&chunk).unwrap());
+        }
+        let kinds: Vec<String> = text
+            .lines()
+            .map(|line| {
+                let event: Value = serde_json::from_str(line).unwrap();
+                event["type"].as_str().unwrap().to_owned()
+            })
+            .collect();
+        let added = kinds.iter().filter(|kind| *kind == "ADDED").count();
+        assert_eq!(added, store::limits::WATCH_QUEUE);
+        assert!(!kinds.iter().any(|kind| kind == "BOOKMARK"));
+        assert_eq!(kinds.last().map(String::as_str), Some("ERROR"));
     }
 }

@@ -5,8 +5,11 @@
 //!
 //! What always holds: an object is compiled once per version, and a change of status alone compiles nothing; a Pod
 //! that cannot be compiled is in no node's desired state and is named as refused; the desired state of a node is
-//! within the protocol's bounds, and earlier Pods have precedence over later ones.
+//! within the protocol's bounds; what a node was told of keeps its place, and of the rest earlier Pods have precedence
+//! over later ones; a Pod that has ended takes no place from one that has not, and once it has left its node it never
+//! comes back, where it would run again.
 
+use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
@@ -47,6 +50,10 @@ struct PodEntry {
     uid: Option<Uid>,
     node: String,
     wanted: bool,
+    /// It has ended for good: its node keeps its logs, and nothing else waits for it.
+    ended: bool,
+    /// The node has told of it.
+    accepted: bool,
     compiled: Result<Arc<Compiled>, Refusal>,
     reads: BTreeSet<ConfigKey>,
 }
@@ -58,6 +65,9 @@ pub(crate) struct NodeState {
     pub(crate) objects: BTreeMap<ObjectKey, Arc<Compiled>>,
     /// Pods bound to the node that it shall not have.
     pub(crate) refused: Vec<(Arc<Object>, Refusal)>,
+    /// The oldest of the Pods that have ended, for which there is no place any more. Each stays in the desired state
+    /// until it is marked with [`super::status::leave`].
+    pub(crate) surplus: Vec<Arc<Object>>,
 }
 
 /// All that desired states are made of.
@@ -123,14 +133,27 @@ impl World {
         self.of_uid.contains_key(uid)
     }
 
-    /// What the node shall have.
-    pub(crate) fn desired(&self, node: &str) -> NodeState {
+    /// The Pods bound to the node.
+    pub(crate) fn pods_of(&self, node: &str) -> impl Iterator<Item = &Arc<Object>> {
+        let keys = self.of_node.get(node).into_iter().flatten();
+        keys.filter_map(|key| self.pods.get(key))
+            .map(|entry| &entry.object)
+    }
+
+    /// What the node shall have; `announced` is what it was told last.
+    pub(crate) fn desired(&self, node: &str, announced: Option<&Index>) -> NodeState {
         let mut state = NodeState::default();
         let entries = self.of_node.get(node).into_iter().flatten();
-        let mut entries: Vec<&PodEntry> = entries.filter_map(|key| self.pods.get(key)).collect();
-        entries.retain(|entry| entry.wanted);
-        // Creation decides who has precedence, so that a later Pod never pushes a running one out.
-        entries.sort_by_key(|entry| (created(&entry.object), entry.uid));
+        let entries = entries.filter_map(|key| self.pods.get(key));
+        let (mut ended, mut entries): (Vec<&PodEntry>, Vec<_>) = entries
+            .filter(|entry| entry.wanted)
+            .partition(|entry| entry.ended);
+        let told = |entry: &PodEntry| {
+            let key = entry.uid.map(ObjectKey::Pod);
+            entry.accepted || key.is_some_and(|key| announced.is_some_and(|index| index.0.contains_key(&key)))
+        };
+        // A Pod that is bound late may be older than one that runs, and must not push it out.
+        entries.sort_by_key(|entry| (!told(entry), created(&entry.object), entry.uid));
         let mut pods = 0;
         for entry in entries {
             match self.admit(entry, pods, &state) {
@@ -140,6 +163,16 @@ impl World {
                 }
                 Err(refusal) => state.refused.push((entry.object.clone(), refusal)),
             }
+        }
+        // The newest first, so that it is the oldest for which there is no place.
+        ended.sort_by_key(|entry| Reverse((created(&entry.object), entry.uid)));
+        for entry in ended {
+            let added = self.admit(entry, 0, &state);
+            if pods >= bounds::PODS || added.is_err() {
+                state.surplus.push(entry.object.clone());
+            }
+            pods += 1;
+            state.objects.extend(added.into_iter().flatten());
         }
         let index = state.objects.iter().map(|(key, it)| (key.clone(), it.digest));
         state.index = Index(index.collect());
@@ -237,6 +270,8 @@ impl World {
             uid,
             node,
             wanted,
+            ended: has_ended(&object.value),
+            accepted: !text(&object.value, "/status/startTime").is_empty(),
             compiled,
             reads,
         };
@@ -320,8 +355,13 @@ fn created(object: &Object) -> &str {
     text(&object.value, "/metadata/creationTimestamp")
 }
 
+/// Whether the Pod has ended for good.
+pub(crate) fn has_ended(pod: &Value) -> bool {
+    matches!(text(pod, "/status/phase"), "Succeeded" | "Failed")
+}
+
 /// Whether a Pod belongs into a desired state at all. Not one that is deleted without grace: nobody waits for its
-/// end. Not one that failed before it had containers: it was refused, and stays so.
+/// end. Not one that failed before it had containers: it was refused, and stays so. Not one that has left its node.
 fn wanted(pod: &Value) -> bool {
     let metadata = &pod["metadata"];
     let deleted = metadata.get("deletionTimestamp").is_some_and(|it| !it.is_null());
@@ -330,7 +370,7 @@ fn wanted(pod: &Value) -> bool {
     let ran = status["containerStatuses"]
         .as_array()
         .is_some_and(|it| !it.is_empty());
-    !forced && (ran || status["phase"] != "Failed")
+    !forced && (ran || status["phase"] != "Failed") && !super::status::has_left(pod)
 }
 
 /// Whether both versions compile to the same.

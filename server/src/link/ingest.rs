@@ -51,6 +51,8 @@ wrongs! {
     NotItsPod = "pod is another node's",
     /// The message is of an agent that has since been started anew.
     Epoch = "epoch is over",
+    /// A generation that no server can have counted up to.
+    Generation = "generation is not plausible",
     /// More statuses or events than one message may have.
     TooMany = "too many entries in one message",
     /// More events than a node may tell of in this time; the rest are left out.

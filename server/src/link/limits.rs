@@ -20,6 +20,13 @@ pub const OBJECT: usize = limits::MESSAGE - 1024;
 /// Generations reserved in the store at once. A change costs a disk write only when a block is used up.
 pub const GENERATION_BLOCK: u64 = 64;
 
+/// The highest generation that is believed, of a node or of the store: at a million changes a second it takes 146,000
+/// years to get there, and above it as many are left.
+pub const GENERATION: u64 = 1 << 62;
+
+/// How often a node's Lease is renewed at most, however often the node speaks: Kubernetes' own `leaseDurationSeconds`.
+pub const LEASE: Duration = Duration::from_secs(40);
+
 /// Messages and bytes of control that wait for the broker, over all nodes.
 pub const CONTROL_MESSAGES: usize = 16 * 1024;
 /// See [`CONTROL_MESSAGES`].

@@ -14,6 +14,7 @@
 
 mod compile;
 mod ingest;
+pub(crate) mod lease;
 pub mod limits;
 mod node;
 mod nodes;

@@ -17,6 +17,7 @@
 //! the store before it is sent.
 
 use std::collections::BTreeSet;
+use std::net::IpAddr;
 use std::time::Duration;
 
 use skiff_protocol::Digest;
@@ -28,6 +29,7 @@ use skiff_protocol::wire::{Down, Hello, VERSION};
 use tokio::time::Instant;
 
 use super::compile::NodeState;
+use super::ingest::Wrong;
 use super::limits;
 use super::nodes::Liveness;
 
@@ -79,6 +81,8 @@ pub(crate) enum Late {
     Gone,
     /// It did not apply what was sent, or something it sent was lost: it is asked to say hello.
     Ask(Down),
+    /// Generations can be asked for again: [`Node::announce`] comes after it.
+    Announce,
 }
 
 /// See the module.
@@ -101,6 +105,8 @@ pub(crate) struct Node {
     sent: u64,
     reserved: u64,
     reserving: bool,
+    /// The store failed to reserve generations: when it is asked again.
+    reserve_at: Option<Instant>,
     wanted: BTreeSet<ObjectKey>,
     wanted_for: u64,
     deadline: Option<Instant>,
@@ -110,11 +116,13 @@ pub(crate) struct Node {
     /// Frames about its desired state that the broker has not acked.
     pub(crate) in_flight: usize,
     /// The node's own address, for `hostIP`.
-    pub(crate) address: String,
+    pub(crate) address: Option<IpAddr>,
     /// Pods whose refusal has been reported.
     pub(crate) refused: BTreeSet<Uid>,
     /// Events that it may still tell of, and when that was counted.
     events: (u32, Option<Instant>),
+    /// When its Lease was renewed last.
+    renewed: Option<Instant>,
 }
 
 impl Node {
@@ -136,16 +144,35 @@ impl Node {
             sent: 0,
             reserved,
             reserving: false,
+            reserve_at: None,
             wanted: BTreeSet::new(),
             wanted_for: 0,
             deadline: None,
             patience: limits::RETRY,
             armed: None,
             in_flight: 0,
-            address: String::new(),
+            address: None,
             refused: BTreeSet::new(),
             events: (limits::EVENT_BURST, None),
+            renewed: None,
         }
+    }
+
+    /// Whether its Lease is due, now that something was heard of it; it counts as renewed then.
+    pub(crate) fn renews(&mut self, now: Instant) -> bool {
+        let due = self.contact == Contact::Here
+            && self
+                .renewed
+                .is_none_or(|at| now.duration_since(at) >= limits::LEASE);
+        if due {
+            self.renewed = Some(now);
+        }
+        due
+    }
+
+    /// The index that it was told last, or holds; nothing while neither is known.
+    pub(crate) fn announced(&self) -> Option<&Index> {
+        self.announced.as_ref().map(|announced| &announced.index)
     }
 
     /// How many of `wanted` events it may tell of now.
@@ -208,11 +235,17 @@ impl Node {
     }
 
     /// The node said hello; what of it is Ready, and what is to be answered. [`Node::announce`] comes after it.
-    /// Nothing when the hello is of an agent that is no more.
-    pub(crate) fn hello(&mut self, hello: &Hello) -> Option<(Liveness, Option<Down>)> {
+    ///
+    /// # Errors
+    /// When the hello is of an agent that is no more, or tells of a generation that nobody can have counted up to:
+    /// believed, it would leave none for what the node shall have.
+    pub(crate) fn hello(&mut self, hello: &Hello) -> Result<(Liveness, Option<Down>), Wrong> {
+        if hello.generation > limits::GENERATION {
+            return Err(Wrong::Generation);
+        }
         // An epoch goes back only with the journal that kept it, and then the generation is gone too.
         if hello.epoch < self.epoch && hello.generation != 0 {
-            return None;
+            return Err(Wrong::Epoch);
         }
         if hello.epoch != self.epoch {
             self.sequence = (self.epoch != 0 && hello.epoch > self.epoch).then_some(1);
@@ -228,7 +261,7 @@ impl Node {
         let (low, high) = hello.versions;
         if low > VERSION || high < VERSION {
             self.contact = Contact::Away;
-            return Some((
+            return Ok((
                 Liveness::Incompatible {
                     versions: hello.versions,
                 },
@@ -238,7 +271,7 @@ impl Node {
         self.contact = Contact::Here;
         // Something greater that was sent may still be on its way and would take the node out of step.
         if hello.desired_digest != self.digest || hello.generation < self.sent {
-            return Some((Liveness::Ready, None));
+            return Ok((Liveness::Ready, None));
         }
         let generation = hello.generation;
         self.announced = Some(Announced {
@@ -248,7 +281,7 @@ impl Node {
         });
         self.in_step = true;
         self.patience = limits::RETRY;
-        Some((Liveness::Ready, Some(Down::InStep { generation })))
+        Ok((Liveness::Ready, Some(Down::InStep { generation })))
     }
 
     /// The node's connection is over; `false` when that is an old story. It is asked to say hello nevertheless, for
@@ -295,9 +328,17 @@ impl Node {
     }
 
     /// The node has applied a desired state. [`Node::announce`] comes after it.
-    pub(crate) fn applied_now(&mut self, generation: u64, digest: Digest) {
+    ///
+    /// # Errors
+    /// When nobody can have counted up to that generation.
+    pub(crate) fn applied_now(&mut self, generation: u64, digest: Digest) -> Result<(), Wrong> {
+        if generation > limits::GENERATION {
+            return Err(Wrong::Generation);
+        }
         self.applied = Some((generation, digest));
-        let Some(announced) = &self.announced else { return };
+        let Some(announced) = &self.announced else {
+            return Ok(());
+        };
         if (generation, digest) == (announced.generation, announced.digest) {
             self.patience = limits::RETRY;
             if self.contact == Contact::Here && !self.resync_asked {
@@ -308,6 +349,7 @@ impl Node {
             self.last = self.last.max(generation);
             self.in_step = false;
         }
+        Ok(())
     }
 
     /// What has to happen for the node to get what it shall have.
@@ -320,6 +362,10 @@ impl Node {
             return Step::Nothing;
         };
         if generation > self.reserved {
+            if let Some(at) = self.reserve_at.filter(|at| *at > now) {
+                self.deadline = Some(self.deadline.map_or(at, |due| due.min(at)));
+                return Step::Nothing;
+            }
             self.reserving = true;
             return Step::Reserve(generation.saturating_add(limits::GENERATION_BLOCK - 1));
         }
@@ -358,14 +404,17 @@ impl Node {
         }))
     }
 
-    /// Generations up to `bound` are reserved in the store, or could not be. [`Node::announce`] comes after it.
+    /// Generations up to `bound` are reserved in the store, or could not be: then the store is given time.
+    /// [`Node::announce`] comes after it.
     pub(crate) fn reserved(&mut self, bound: Option<u64>, now: Instant) {
         self.reserving = false;
-        match bound {
-            Some(bound) => self.reserved = self.reserved.max(bound),
-            // Asked for again when the node has been asked again.
-            None => self.deadline = Some(now + self.patience),
-        }
+        self.reserve_at = match bound {
+            Some(bound) => {
+                self.reserved = self.reserved.max(bound);
+                None
+            }
+            None => Some(now + limits::RETRY),
+        };
     }
 
     /// What was announced last could not be sent.
@@ -424,6 +473,10 @@ impl Node {
     /// The deadline has passed. `grace` is how long the node has to say hello when it is asked.
     pub(crate) fn late(&mut self, now: Instant, grace: Duration) -> Late {
         self.deadline = None;
+        if self.contact == Contact::Here && self.reserve_at.is_some_and(|at| at <= now) {
+            self.reserve_at = None;
+            return Late::Announce;
+        }
         if self.contact == Contact::Here {
             self.patience = (self.patience * 2).min(limits::RETRY_CAP);
             return Late::Ask(self.ask(now + grace));

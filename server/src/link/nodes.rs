@@ -3,12 +3,15 @@
 //! Pure. What always holds: labels and taints that people set stay; what the node brings is bounded and cannot name
 //! the labels that say who and what it is.
 
+use std::net::IpAddr;
+
 use serde_json::{Map, Value, json};
 use skiff_protocol::topic::NodeName;
 use skiff_protocol::wire::NodeInfo;
 
 use super::limits;
-use super::status::{bounded, set_condition, status_of};
+use super::status::{bounded, set_condition};
+use crate::api::status_of;
 
 /// Names the labels that came from the node, so that they go when its configuration drops them.
 const OWN_LABELS: &str = "skiff.io/node-labels";
@@ -55,8 +58,8 @@ pub(crate) fn describe(node: &mut Value, name: &NodeName, info: &NodeInfo, now: 
     let allocatable = resources(info.allocatable_cpu_milli, info.allocatable_memory);
     status.insert("allocatable".into(), allocatable);
     let mut addresses = vec![json!({ "type": "Hostname", "address": name.as_str() })];
-    if info.address.parse::<std::net::IpAddr>().is_ok() {
-        addresses.insert(0, json!({ "type": "InternalIP", "address": info.address }));
+    if let Ok(address) = info.address.parse::<IpAddr>() {
+        addresses.insert(0, json!({ "type": "InternalIP", "address": address.to_string() }));
     }
     status.insert("addresses".into(), addresses.into());
     let version = bounded(&info.agent_version);
@@ -76,14 +79,11 @@ pub(crate) fn describe(node: &mut Value, name: &NodeName, info: &NodeInfo, now: 
     own_conditions(status, info, now);
 }
 
-/// The node's own address, empty where it has none.
-pub(crate) fn address(node: &Value) -> &str {
+/// The node's own address, where it has one.
+pub(crate) fn address(node: &Value) -> Option<IpAddr> {
     let addresses = node["status"]["addresses"].as_array().into_iter().flatten();
     let mut internal = addresses.filter(|it| it["type"] == "InternalIP");
-    internal
-        .next()
-        .and_then(|it| it["address"].as_str())
-        .unwrap_or_default()
+    internal.next()?["address"].as_str()?.parse().ok()
 }
 
 /// Sets Ready, and for a node that is there the time of its last word.
@@ -125,8 +125,8 @@ pub(crate) fn set_liveness(node: &mut Value, liveness: &Liveness, now: &str) {
         }
     }
     let list = status.get_mut("conditions").and_then(Value::as_array_mut);
-    for condition in list.into_iter().flatten() {
-        condition["lastHeartbeatTime"] = now.into();
+    for condition in list.into_iter().flatten().filter_map(Value::as_object_mut) {
+        condition.insert("lastHeartbeatTime".into(), now.into());
     }
 }
 

@@ -3,6 +3,8 @@
 //! Pure. What always holds: only fields that the node speaks of are touched; a condition's transition time moves only
 //! with its status; a node without a clock does not make times jump about.
 
+use std::net::IpAddr;
+
 use serde_json::{Map, Value, json};
 use skiff_protocol::limits;
 use skiff_protocol::wire::status::{
@@ -10,12 +12,14 @@ use skiff_protocol::wire::status::{
 };
 
 use super::compile::{Refusal, text};
+use crate::api::status_of;
 
 /// 2024-01-01: a time before it is that of a node whose clock was never set.
 const PLAUSIBLE: UnixSeconds = 1_704_067_200;
 
-/// Writes what the node says of a Pod into its document. `host_ip` may be empty; `now` is the server's time, RFC 3339.
-pub(crate) fn apply(pod: &mut Value, said: &PodStatus, host_ip: &str, now: &str) {
+/// Writes what the node says of a Pod into its document. `host_ip` is the node's own address; `now` is the server's
+/// time, RFC 3339.
+pub(crate) fn apply(pod: &mut Value, said: &PodStatus, host_ip: Option<IpAddr>, now: &str) {
     let names: Vec<(String, String)> = pod["spec"]["containers"]
         .as_array()
         .into_iter()
@@ -28,11 +32,11 @@ pub(crate) fn apply(pod: &mut Value, said: &PodStatus, host_ip: &str, now: &str)
     status.insert("phase".into(), said.phase.as_str().into());
     set_text(status, "reason", &bounded(&said.reason));
     set_text(status, "message", &bounded(&said.message));
-    if !host_ip.is_empty() {
-        status.insert("hostIP".into(), host_ip.into());
+    if let Some(host_ip) = host_ip.map(|it| it.to_string()) {
         status.insert("hostIPs".into(), json!([{ "ip": host_ip }]));
+        status.insert("hostIP".into(), host_ip.into());
     }
-    if said.pod_ip.parse::<std::net::IpAddr>().is_ok() {
+    if said.pod_ip.parse::<IpAddr>().is_ok() {
         status.insert("podIP".into(), said.pod_ip.clone().into());
         status.insert("podIPs".into(), json!([{ "ip": said.pod_ip }]));
     } else {
@@ -66,6 +70,39 @@ pub(crate) fn refuse(pod: &mut Value, refusal: &Refusal) {
     set_text(status, "message", &bounded(&refusal.message));
 }
 
+/// The condition of a Pod that has ended and that its node does not keep any more.
+const ON_NODE: &str = "skiff.io/OnNode";
+
+/// Marks a Pod that has ended and for which its node has no place any more.
+pub(crate) fn leave(pod: &mut Value, now: &str) {
+    let Some(status) = status_of(pod) else { return };
+    let message = format!(
+        "the node keeps {} Pods, and later ones have ended since; its logs are gone",
+        limits::PODS
+    );
+    set_condition(status, ON_NODE, "False", "TooManyEnded", &message, now);
+}
+
+/// Whether a Pod was marked with [`leave`].
+pub(crate) fn has_left(pod: &Value) -> bool {
+    condition_of(pod, ON_NODE).is_some_and(|it| it["status"] == "False")
+}
+
+/// Nothing is known of the Pod's node any more: nobody may rely on the Pod (as Kubernetes' node lifecycle controller
+/// has it). The node's next word of the Pod says what is.
+pub(crate) fn out_of_contact(pod: &mut Value, now: &str) {
+    if condition_of(pod, "Ready").is_none_or(|it| it["status"] != "True") {
+        return;
+    }
+    let Some(status) = status_of(pod) else { return };
+    set_condition(status, "Ready", "False", "NodeNotReady", "Node is not ready", now);
+}
+
+fn condition_of<'a>(pod: &'a Value, kind: &str) -> Option<&'a Value> {
+    let list = pod.get("status")?.get("conditions")?.as_array()?;
+    list.iter().find(|it| it["type"] == kind)
+}
+
 /// Sets one condition; its transition time is `at` when its status changes and stays otherwise.
 pub(crate) fn set_condition(
     status: &mut Map<String, Value>,
@@ -94,18 +131,6 @@ pub(crate) fn set_condition(
     condition.insert("status".into(), value.into());
     set_text(condition, "reason", reason);
     set_text(condition, "message", message);
-}
-
-/// The `status` of a document, made where there is none.
-pub(crate) fn status_of(document: &mut Value) -> Option<&mut Map<String, Value>> {
-    let status = document
-        .as_object_mut()?
-        .entry("status")
-        .or_insert_with(|| json!({}));
-    if !status.is_object() {
-        *status = json!({});
-    }
-    status.as_object_mut()
 }
 
 fn conditions(

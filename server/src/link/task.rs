@@ -7,6 +7,7 @@ mod incoming;
 mod outgoing;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -188,7 +189,7 @@ impl Task {
     async fn remember(&mut self) -> Result<(), StoreError> {
         self.generations = writes::generations(&*self.store).await?;
         let (objects, _) = self.store.list_all(&Scope::all("nodes")).await?;
-        let addresses: BTreeMap<&str, &str> = objects
+        let addresses: BTreeMap<&str, Option<IpAddr>> = objects
             .iter()
             .map(|it| (it.key.name.as_str(), nodes::address(&it.value)))
             .collect();
@@ -204,11 +205,7 @@ impl Task {
                 continue;
             }
             let node = self.node(&name);
-            node.address = addresses
-                .get(name.as_str())
-                .copied()
-                .unwrap_or_default()
-                .to_owned();
+            node.address = addresses.get(name.as_str()).copied().flatten();
             // Nothing is sent yet: whoever speaks first, the broker's connection or the node, is early enough.
             node.ask(until);
             self.arm(&name);
@@ -261,7 +258,7 @@ impl Task {
         let Some(node) = self.nodes.get_mut(name) else {
             return;
         };
-        let mut state = self.world.desired(name.as_str());
+        let mut state = self.world.desired(name.as_str(), node.announced());
         for (object, refusal) in std::mem::take(&mut state.refused) {
             let Ok(uid) = object.uid.parse() else { continue };
             if node.refused.insert(uid) {
@@ -275,6 +272,10 @@ impl Task {
                 self.events.tell(&object, happening);
                 self.writes.refused(name, uid, &object.key, refusal);
             }
+        }
+        for object in std::mem::take(&mut state.surplus) {
+            let Ok(uid) = object.uid.parse() else { continue };
+            self.writes.left(name, uid, &object.key);
         }
         node.refused.retain(|uid| self.world.knows(uid));
         node.set_state(state);
@@ -337,11 +338,16 @@ impl Task {
         }
     }
 
-    /// Nothing is known of the node any more; its Pods are left alone.
+    /// Nothing is known of the node any more. Its Pods go on as they are, but nobody may rely on them: its next word of
+    /// each makes good what is written here.
     fn gone(&mut self, name: &NodeName) {
         tracing::info!(node = %name, "the node is out of contact");
         self.streams.lost(name);
         self.writes.node(name, None, Liveness::Unknown);
+        for pod in self.world.pods_of(name.as_str()) {
+            let Ok(uid) = pod.uid.parse() else { continue };
+            self.writes.out_of_contact(name, uid, &pod.key);
+        }
     }
 
     fn written(&mut self, done: Done) {
@@ -354,6 +360,7 @@ impl Task {
                 if let Some(bound) = bound {
                     self.generations.insert(name.to_string(), bound);
                 }
+                // Where the store failed, this only sees to it that it is asked again later.
                 self.announce(&name);
             }
         }
@@ -375,6 +382,7 @@ impl Task {
             }
             match node.late(now, self.grace) {
                 Late::Gone => self.gone(&name),
+                Late::Announce => self.announce(&name),
                 Late::Ask(down) => {
                     self.send(&name, DownKind::Sync, None, &down);
                 }

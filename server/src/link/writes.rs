@@ -4,6 +4,7 @@
 //! latest of each Pod, so it is bounded by the Pods a node may have; a job that the store failed is done again.
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use futures_util::StreamExt as _;
@@ -16,7 +17,7 @@ use tokio::task::JoinSet;
 
 use super::compile::{Refusal, text};
 use super::nodes::Liveness;
-use super::{limits, nodes, status};
+use super::{lease, limits, nodes, status};
 use crate::api::{self, DeleteOptions, resources};
 use crate::store::{CreateGuard, Key, Object, Store, StoreError, StoreExt, UpdateError};
 
@@ -26,11 +27,46 @@ const GENERATIONS: &str = "generations";
 /// Pods of one node written at once; the store's writer makes few transactions of them.
 const PODS_AT_ONCE: usize = 16;
 
-/// A node's Pod, and what is to be written of it.
+/// What a Pod's status is to become.
 #[derive(Clone, Debug)]
-enum PodWrite {
+enum Word {
+    /// What its node says.
     Status(PodStatus),
+    /// That it runs nowhere.
     Refused(Refusal),
+}
+
+/// What is to be written of a Pod.
+#[derive(Clone, Debug)]
+struct PodWrite {
+    key: Key,
+    word: Option<Word>,
+    /// Afterwards the node went out of contact.
+    out_of_contact: bool,
+    /// It has ended, and its node keeps it no more.
+    left: bool,
+}
+
+impl PodWrite {
+    /// Nothing yet.
+    fn of(key: &Key) -> Self {
+        Self {
+            key: key.clone(),
+            word: None,
+            out_of_contact: false,
+            left: false,
+        }
+    }
+
+    /// Puts what could not be written under what has come since: the node's latest word ends what was before it.
+    fn under(self, newer: Self) -> Self {
+        Self {
+            out_of_contact: newer.out_of_contact || (self.out_of_contact && newer.word.is_none()),
+            word: newer.word.or(self.word),
+            left: newer.left || self.left,
+            key: newer.key,
+        }
+    }
 }
 
 /// What is to be written of a node and its Pods.
@@ -38,26 +74,34 @@ enum PodWrite {
 struct Pending {
     info: Option<NodeInfo>,
     liveness: Option<Liveness>,
-    host_ip: String,
-    pods: BTreeMap<Uid, (Key, PodWrite)>,
+    lease: bool,
+    host_ip: Option<IpAddr>,
+    pods: BTreeMap<Uid, PodWrite>,
 }
 
 impl Pending {
     fn is_empty(&self) -> bool {
-        self.info.is_none() && self.liveness.is_none() && self.pods.is_empty()
+        self.info.is_none() && self.liveness.is_none() && !self.lease && self.pods.is_empty()
+    }
+
+    fn add_pod(&mut self, uid: Uid, newer: PodWrite) {
+        let write = match self.pods.remove(&uid) {
+            Some(older) => older.under(newer),
+            None => newer,
+        };
+        self.pods.insert(uid, write);
     }
 
     /// Puts what could not be written under what has come since.
     fn under(mut self, newer: Self) -> Self {
-        self.pods.extend(newer.pods);
+        for (uid, write) in newer.pods {
+            self.add_pod(uid, write);
+        }
         Self {
             info: newer.info.or(self.info),
             liveness: newer.liveness.or(self.liveness),
-            host_ip: if newer.host_ip.is_empty() {
-                self.host_ip
-            } else {
-                newer.host_ip
-            },
+            lease: newer.lease || self.lease,
+            host_ip: newer.host_ip.or(self.host_ip),
             pods: self.pods,
         }
     }
@@ -109,22 +153,65 @@ impl Writes {
         });
     }
 
+    /// Something was heard of the node.
+    pub(crate) fn lease(&mut self, node: &NodeName) {
+        self.add(node, |pending| pending.lease = true);
+    }
+
     /// What a Pod of the node is doing. The caller has seen that it is the node's.
-    pub(crate) fn pod(&mut self, node: &NodeName, host_ip: &str, key: &Key, said: PodStatus) {
+    pub(crate) fn pod(&mut self, node: &NodeName, host_ip: Option<IpAddr>, key: &Key, said: PodStatus) {
         self.add(node, |pending| {
-            host_ip.clone_into(&mut pending.host_ip);
-            pending
-                .pods
-                .insert(said.uid, (key.clone(), PodWrite::Status(said)));
+            pending.host_ip = host_ip;
+            let (uid, word) = (said.uid, Some(Word::Status(said)));
+            pending.add_pod(
+                uid,
+                PodWrite {
+                    word,
+                    ..PodWrite::of(key)
+                },
+            );
         });
     }
 
     /// A Pod of the node cannot run there.
     pub(crate) fn refused(&mut self, node: &NodeName, uid: Uid, key: &Key, refusal: Refusal) {
+        let word = Some(Word::Refused(refusal));
         self.add(node, |pending| {
-            pending
-                .pods
-                .insert(uid, (key.clone(), PodWrite::Refused(refusal)));
+            pending.add_pod(
+                uid,
+                PodWrite {
+                    word,
+                    ..PodWrite::of(key)
+                },
+            );
+        });
+    }
+
+    /// Nothing is known of the Pod's node any more.
+    pub(crate) fn out_of_contact(&mut self, node: &NodeName, uid: Uid, key: &Key) {
+        let out_of_contact = true;
+        self.add(node, |pending| {
+            pending.add_pod(
+                uid,
+                PodWrite {
+                    out_of_contact,
+                    ..PodWrite::of(key)
+                },
+            );
+        });
+    }
+
+    /// A Pod that has ended is kept by its node no more.
+    pub(crate) fn left(&mut self, node: &NodeName, uid: Uid, key: &Key) {
+        let left = true;
+        self.add(node, |pending| {
+            pending.add_pod(
+                uid,
+                PodWrite {
+                    left,
+                    ..PodWrite::of(key)
+                },
+            );
         });
     }
 
@@ -214,7 +301,8 @@ pub(crate) async fn generations(store: &dyn Store) -> Result<BTreeMap<String, u6
         // A damaged number must not let a generation be used twice: the node will tell which it holds.
         let number = std::str::from_utf8(&value)
             .ok()
-            .and_then(|text| text.parse().ok());
+            .and_then(|text| text.parse().ok())
+            .filter(|number| *number <= 2 * limits::GENERATION);
         Some((node, number?))
     };
     Ok(stored.into_iter().filter_map(number).collect())
@@ -223,7 +311,7 @@ pub(crate) async fn generations(store: &dyn Store) -> Result<BTreeMap<String, u6
 /// Writes; gives back what the store failed to take.
 async fn write(store: &dyn Store, node: &NodeName, pending: Pending) -> Pending {
     let mut failed = Pending {
-        host_ip: pending.host_ip.clone(),
+        host_ip: pending.host_ip,
         ..Pending::default()
     };
     if pending.info.is_some() || pending.liveness.is_some() {
@@ -236,12 +324,18 @@ async fn write(store: &dyn Store, node: &NodeName, pending: Pending) -> Pending 
             }
         }
     }
-    let host_ip = &pending.host_ip;
-    let jobs = pending.pods.into_iter().map(|(uid, (key, what))| async move {
-        let result = write_pod(store, node, &uid, &key, &what, host_ip).await;
+    if pending.lease
+        && let Err(error) = lease::renew(store, node).await
+    {
+        // The next renewal comes by itself.
+        tracing::warn!(%node, %error, "the node's Lease could not be renewed");
+    }
+    let host_ip = pending.host_ip;
+    let jobs = pending.pods.into_iter().map(|(uid, what)| async move {
+        let result = write_pod(store, node, &uid, &what, host_ip).await;
         let error = result.err()?;
-        tracing::warn!(%node, pod = %key, %error, "the Pod's status could not be stored");
-        again(&error).then_some((uid, (key, what)))
+        tracing::warn!(%node, pod = %what.key, %error, "the Pod's status could not be stored");
+        again(&error).then_some((uid, what))
     });
     let left = futures_util::stream::iter(jobs).buffer_unordered(PODS_AT_ONCE);
     failed.pods = left.filter_map(std::future::ready).collect().await;
@@ -314,12 +408,11 @@ async fn write_pod(
     store: &dyn Store,
     node: &NodeName,
     uid: &Uid,
-    key: &Key,
     what: &PodWrite,
-    host_ip: &str,
+    host_ip: Option<IpAddr>,
 ) -> Result<(), WriteError> {
-    let uid = uid.to_string();
-    if let PodWrite::Status(said) = what
+    let (uid, key) = (uid.to_string(), &what.key);
+    if let Some(Word::Status(said)) = &what.word
         && said.gone
         && let Some(pod) = store.get(key).await?
         && pod.uid == uid
@@ -333,9 +426,17 @@ async fn write_pod(
             if !its {
                 return Err(NotIts);
             }
-            match what {
-                PodWrite::Status(said) => status::apply(pod, said, host_ip, &crate::now()),
-                PodWrite::Refused(refusal) => status::refuse(pod, refusal),
+            let now = crate::now();
+            match &what.word {
+                Some(Word::Status(said)) => status::apply(pod, said, host_ip, &now),
+                Some(Word::Refused(refusal)) => status::refuse(pod, refusal),
+                None => {}
+            }
+            if what.out_of_contact {
+                status::out_of_contact(pod, &now);
+            }
+            if what.left {
+                status::leave(pod, &now);
             }
             Ok(())
         })
@@ -366,5 +467,63 @@ async fn remove(store: &dyn Store, key: &Key, uid: &str) -> Result<(), WriteErro
         // It went by itself, or another has its name now.
         Err(error) if matches!(error.code, 404 | 409) => Ok(()),
         Err(error) => Err(error.into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use skiff_protocol::wire::status::Phase;
+
+    use super::*;
+
+    /// A later word ends what was before it; going out of contact does not undo a word that is still to be written.
+    #[test]
+    fn words_and_silence_are_written_in_their_order() {
+        let uid = Uid([1; 16]);
+        let key = Key::new("pods", "default", "web");
+        let word = |phase| PodWrite {
+            word: Some(Word::Status(PodStatus {
+                uid,
+                phase,
+                reason: String::new(),
+                message: String::new(),
+                pod_ip: String::new(),
+                start_time: None,
+                ready_since: None,
+                containers: Vec::new(),
+                gone: false,
+            })),
+            ..PodWrite::of(&key)
+        };
+        let silence = || PodWrite {
+            out_of_contact: true,
+            ..PodWrite::of(&key)
+        };
+        let check = |writes: Vec<PodWrite>, phase: Option<Phase>, silent: bool| {
+            let mut pending = Pending::default();
+            for write in writes {
+                let mut newer = Pending::default();
+                newer.add_pod(uid, write);
+                pending = pending.under(newer);
+            }
+            let write = &pending.pods[&uid];
+            let said = match &write.word {
+                Some(Word::Status(said)) => Some(said.phase),
+                _ => None,
+            };
+            assert_eq!((said, write.out_of_contact), (phase, silent));
+        };
+        check(vec![silence()], None, true);
+        check(vec![word(Phase::Running), silence()], Some(Phase::Running), true);
+        check(
+            vec![word(Phase::Running), silence(), word(Phase::Failed)],
+            Some(Phase::Failed),
+            false,
+        );
+        check(
+            vec![word(Phase::Pending), word(Phase::Running), silence(), silence()],
+            Some(Phase::Running),
+            true,
+        );
     }
 }

@@ -10,7 +10,7 @@ use serde_json::Value;
 use tokio::sync::watch;
 
 use super::{Amount, Needs, Node, place, taken};
-use crate::api::{self, ApiResult};
+use crate::api::{self, ApiResult, Seen};
 use crate::events::{Happening, Recorder};
 use crate::store::{Event, EventKind, Key, Object, Scope, Store, StoreError, StoreExt, Watch};
 
@@ -182,7 +182,7 @@ fn is_ours(pod: &Value) -> bool {
 
 /// Writes the binding; `false` when the Pod changed meanwhile, whose event then brings it back.
 async fn bind(store: &dyn Store, events: &Recorder, pod: &Arc<Object>, node: &str) -> ApiResult<bool> {
-    if !done(api::bind(store, &pod.key, node).await)? {
+    if !done(api::bind(store, &pod.key, &Seen::exactly(pod), node).await)? {
         return Ok(false);
     }
     let message = format!(
@@ -200,7 +200,7 @@ async fn report(store: &dyn Store, events: &Recorder, pod: &Arc<Object>, why: &s
     if conditions.any(|it| it["type"] == "PodScheduled" && it["message"] == why) {
         return Ok(());
     }
-    if done(api::mark_unschedulable(store, &pod.key, why).await)? {
+    if done(api::mark_unschedulable(store, &pod.key, &Seen::exactly(pod), why).await)? {
         events.tell(pod, happening(true, "FailedScheduling", why.to_owned()));
     }
     Ok(())

@@ -185,6 +185,11 @@ impl Watch {
         }
     }
 
+    /// Whether the watch has been cut off: what is still in its queue is followed by the error, not by what came since.
+    pub fn is_cut(&self) -> bool {
+        self.cut.load(Ordering::Acquire) != 0
+    }
+
     /// The revision of the last event given out, or the one that the watch started from.
     pub fn revision(&self) -> u64 {
         self.since

@@ -1,11 +1,14 @@
 //! The store on SQLite: one file in WAL mode, one writing connection, a few reading ones.
 //!
-//! What always holds: readers see one committed snapshot per call; `synchronous=FULL` makes the WAL durable at every
-//! commit, because a node may act on a write before the server is asked about it again.
+//! What always holds: the files are their owner's alone; readers see one committed snapshot per call;
+//! `synchronous=FULL` makes the WAL durable at every commit, because a node may act on a write before the server is
+//! asked about it again.
 //!
 //! Tables: `objects` (one row an object, the document as JSON text), `revision` (one row), `kv`. `user_version` is the
 //! schema's version; a file of a newer one is refused rather than misread.
 
+use std::fs::{OpenOptions, Permissions};
+use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -21,6 +24,9 @@ use tokio::sync::{mpsc, oneshot};
 use super::history::{Bounds, History};
 use super::writer::{Request, Write, Writer, Written};
 use super::{CreateGuard, DeleteGuard, Key, Listing, Object, Scope, Store, StoreError, Watch, limits};
+
+/// The mode of the database's files.
+const MODE: u32 = 0o600;
 
 /// The version of the tables below.
 const SCHEMA: i64 = 1;
@@ -64,6 +70,10 @@ impl SqliteStore {
     async fn open_bounded(path: &Path, bounds: Bounds) -> Result<Self, StoreError> {
         let shown: Arc<str> = path.display().to_string().into();
         let failed = |error: sqlx::Error| database(&shown, &error);
+        private(path).map_err(|error| StoreError::Database {
+            path: shown.clone(),
+            cause: error.to_string().into(),
+        })?;
         let options = SqliteConnectOptions::new()
             .filename(path)
             .create_if_missing(true)
@@ -121,6 +131,27 @@ impl SqliteStore {
     fn failed(&self, error: &sqlx::Error) -> StoreError {
         database(&self.path, error)
     }
+}
+
+/// Sees to it that only its owner reads the database, for Secrets lie in it. SQLite gives its other files the mode of
+/// the database; those that an earlier start left are closed too.
+fn private(path: &Path) -> std::io::Result<()> {
+    let database = OpenOptions::new()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .mode(MODE)
+        .open(path)?;
+    database.set_permissions(Permissions::from_mode(MODE))?;
+    for ending in ["-wal", "-shm"] {
+        let mut name = path.as_os_str().to_owned();
+        name.push(ending);
+        match std::fs::set_permissions(&name, Permissions::from_mode(MODE)) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+    }
+    Ok(())
 }
 
 async fn prepare(connection: &mut SqliteConnection, path: &Arc<str>) -> Result<(), StoreError> {

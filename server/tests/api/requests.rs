@@ -424,6 +424,71 @@ fn pods_are_placed_once() {
 }
 
 #[test]
+fn the_pod_that_is_placed_is_the_one_that_was_meant() {
+    let server = Server::start();
+    let created = server.call("POST", PODS, &pod("a")).expect(201);
+    let (uid, version) = (
+        &created["metadata"]["uid"],
+        &created["metadata"]["resourceVersion"],
+    );
+    let patched = json!({ "metadata": { "labels": { "a": "b" } } });
+    let patched = server.call("PATCH", &format!("{PODS}/a"), &patched).expect(200);
+    let check = |metadata: Value, code: u16| {
+        let binding = json!({ "metadata": metadata, "target": { "kind": "Node", "name": "n1" } });
+        let answer = server
+            .call("POST", &format!("{PODS}/a/binding"), &binding)
+            .expect(code);
+        let placed = server.get(&format!("{PODS}/a")).expect(200)["spec"]["nodeName"] == "n1";
+        assert_eq!(placed, code == 201, "{answer}");
+    };
+    check(json!({ "uid": "of-another" }), 409);
+    check(json!({ "uid": uid, "resourceVersion": version }), 409);
+    check(json!({ "resourceVersion": "x" }), 400);
+    let key = skiff_server::store::Key::new("pods", "default", "a");
+    let seen = api::Seen {
+        uid: uid.as_str().map(str::to_owned),
+        revision: version.as_str().unwrap().parse().ok(),
+    };
+    let stale = server.block_on(api::bind(&*server.store, &key, &seen, "n1"));
+    assert_eq!(stale.unwrap_err().code, 409);
+    let stale = server.block_on(api::mark_unschedulable(&*server.store, &key, &seen, "no room"));
+    assert_eq!(stale.unwrap_err().code, 409);
+    check(
+        json!({ "uid": uid, "resourceVersion": patched["metadata"]["resourceVersion"] }),
+        201,
+    );
+}
+
+#[test]
+fn a_status_is_an_object() {
+    let server = Server::start();
+    let namespace = json!({ "apiVersion": "v1", "kind": "Namespace", "metadata": { "name": "n" } });
+    server.call("POST", "/api/v1/namespaces", &namespace).expect(201);
+    server.call("POST", PODS, &pod("a")).expect(201);
+    for path in ["/api/v1/namespaces/n", &format!("{PODS}/a")] {
+        for odd in [json!("x"), json!(["x"]), json!(1)] {
+            let status = server
+                .call("PATCH", &format!("{path}/status"), &json!({ "status": odd }))
+                .expect(400);
+            let message = status["message"].as_str().unwrap();
+            assert!(message.contains("status: expected an object"), "{message}");
+        }
+    }
+    // What an earlier version let in: with it, the namespace ends all the same.
+    let key = skiff_server::store::Key::cluster("namespaces", "n");
+    server.block_on(async {
+        let stored = server.store.get(&key).await.unwrap().unwrap();
+        let mut value = stored.value.clone();
+        value["status"] = "x".into();
+        server.store.replace(&key, stored.revision, value).await.unwrap();
+    });
+    let ending = server
+        .call("DELETE", "/api/v1/namespaces/n", &Value::Null)
+        .expect(200);
+    assert_eq!(ending["status"]["phase"], "Terminating");
+}
+
+#[test]
 fn deletions_wait_for_the_node() {
     let server = Server::start();
     server.call("POST", PODS, &pod("unplaced")).expect(201);
@@ -534,8 +599,14 @@ fn a_namespace_ends_with_its_contents() {
     };
     wait("/api/v1/namespaces/n/configmaps/a", 404);
     // The pod waits for its node, and the namespace for the pod.
-    let pod = server.get("/api/v1/namespaces/n/pods/p").expect(200);
-    assert!(pod["metadata"]["deletionTimestamp"].is_string(), "{pod}");
+    let begun = std::time::Instant::now();
+    loop {
+        let pod = server.get("/api/v1/namespaces/n/pods/p").expect(200);
+        if pod["metadata"]["deletionTimestamp"].is_string() {
+            break;
+        }
+        assert!(begun.elapsed().as_secs() < 20, "it was never marked: {pod}");
+    }
     server.get("/api/v1/namespaces/n").expect(200);
     server
         .call(

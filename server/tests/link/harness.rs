@@ -242,6 +242,7 @@ pub(crate) struct SimNode {
     pub(crate) index: Index,
     pub(crate) objects: BTreeMap<ObjectKey, Object>,
     pub(crate) allocatable_memory: u64,
+    pub(crate) address: String,
     key: String,
     client: Option<Client>,
     assembler: Assembler,
@@ -250,7 +251,12 @@ pub(crate) struct SimNode {
 }
 
 impl SimNode {
-    fn new(joined: JoinResponse, key: String) -> Self {
+    /// Its key as PEM.
+    pub(crate) fn key(&self) -> &str {
+        &self.key
+    }
+
+    pub(crate) fn new(joined: JoinResponse, key: String) -> Self {
         Self {
             name: NodeName::parse(&joined.node).unwrap(),
             joined,
@@ -260,6 +266,7 @@ impl SimNode {
             index: Index::default(),
             objects: BTreeMap::new(),
             allocatable_memory: 1 << 30,
+            address: "10.1.2.3".into(),
             key,
             client: None,
             assembler: Assembler::default(),
@@ -340,7 +347,7 @@ impl SimNode {
             architecture: "arm64".into(),
             kernel: "6.1.0".into(),
             os_image: "Debian GNU/Linux 12".into(),
-            address: "10.1.2.3".into(),
+            address: self.address.clone(),
             cpu_milli: 4000,
             memory: 2 << 30,
             storage: 8 << 30,

@@ -5,6 +5,7 @@
     reason = "a test ends with the first thing that goes wrong"
 )]
 
+mod contact;
 mod harness;
 mod others;
 

@@ -3,9 +3,9 @@
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde_json::{Map, Value};
+use skiff_protocol::limits::CONFIG_BYTES;
 use skiff_protocol::manifest::Cause;
 
-use crate::api::limits;
 use crate::api::resources::Strategy;
 
 /// A ConfigMap.
@@ -20,7 +20,7 @@ impl Strategy for ConfigMap {
         let mut bytes = 0;
         for (key, value) in entries(object, "data") {
             check_key("data", key, &mut causes);
-            bytes += value.as_str().map_or(0, str::len);
+            bytes += key.len() + value.as_str().map_or(0, str::len);
             if object.get("binaryData").and_then(|data| data.get(key)).is_some() {
                 let why = format!("duplicate of key present in binaryData[{key}]");
                 causes.push(Cause::invalid(format!("data[{key}]"), key, why));
@@ -28,7 +28,7 @@ impl Strategy for ConfigMap {
         }
         for (key, value) in entries(object, "binaryData") {
             check_key("binaryData", key, &mut causes);
-            bytes += decoded_len("binaryData", key, value, &mut causes);
+            bytes += key.len() + decoded_len("binaryData", key, value, &mut causes);
         }
         check_size("", bytes, &mut causes);
         causes
@@ -69,7 +69,7 @@ impl Strategy for Secret {
         let mut bytes = 0;
         for (key, value) in entries(object, "data") {
             check_key("data", key, &mut causes);
-            bytes += decoded_len("data", key, value, &mut causes);
+            bytes += key.len() + decoded_len("data", key, value, &mut causes);
         }
         check_size("data", bytes, &mut causes);
         let required: &[&str] = match object.get("type").and_then(Value::as_str) {
@@ -127,8 +127,9 @@ fn decoded_len(field: &str, key: &str, value: &Value, causes: &mut Vec<Cause>) -
 }
 
 fn check_size(field: &str, bytes: usize, causes: &mut Vec<Cause>) {
-    if bytes > limits::DATA_BYTES {
-        causes.push(Cause::too_long(field, limits::DATA_BYTES, "bytes"));
+    // Keys and values, as on the way to the nodes: what is accepted here can be sent.
+    if bytes > CONFIG_BYTES {
+        causes.push(Cause::too_long(field, CONFIG_BYTES, "bytes"));
     }
 }
 
@@ -147,4 +148,37 @@ fn immutable(old: &Value, new: &Value, fields: &[&str]) -> Vec<Cause> {
         }
     }
     causes
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    /// The bound is on keys and values together, as on the way to the nodes.
+    #[test]
+    fn sizes() {
+        let check = |strategy: &dyn Strategy, field: &str, bytes: usize, good: bool| {
+            // Two keys of one byte each, and all of the value under one of them.
+            let value = "x".repeat(bytes);
+            let value = if field == "plain" {
+                value
+            } else {
+                STANDARD.encode(value)
+            };
+            let name = if field == "plain" { "data" } else { field };
+            let object = json!({ name: { "k": value, "l": "" } });
+            let causes = strategy.check(&object);
+            assert_eq!(causes.is_empty(), good, "{field}, {bytes} bytes: {causes:?}");
+        };
+        for (strategy, field) in [
+            (&ConfigMap as &dyn Strategy, "plain"),
+            (&ConfigMap, "binaryData"),
+            (&Secret, "data"),
+        ] {
+            check(strategy, field, CONFIG_BYTES - 2, true);
+            check(strategy, field, CONFIG_BYTES - 1, false);
+        }
+    }
 }

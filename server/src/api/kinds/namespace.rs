@@ -3,6 +3,7 @@
 use serde_json::{Map, Value, json};
 use skiff_protocol::manifest::Cause;
 
+use crate::api::metadata;
 use crate::api::resources::Strategy;
 
 /// The namespaces that every server has from its start.
@@ -54,7 +55,9 @@ impl Strategy for Namespace {
     }
 
     fn begin_deletion(&self, object: &mut Value) {
-        object["status"]["phase"] = "Terminating".into();
+        if let Some(status) = metadata::status_of(object) {
+            status.insert("phase".into(), "Terminating".into());
+        }
     }
 
     fn undeletable(&self, name: &str) -> Option<String> {

@@ -76,14 +76,14 @@ fn changes_concern_the_nodes_whose_desired_state_they_change() {
         it["spec"]["nodeName"] = "b".into();
     });
     assert_eq!(world.put(&moved), nodes(&["a", "b"]));
-    assert!(world.desired("a").objects.is_empty());
-    assert_eq!(world.desired("b").objects.len(), 2);
+    assert!(world.desired("a", None).objects.is_empty());
+    assert_eq!(world.desired("b", None).objects.len(), 2);
     assert_eq!(
         world.remove(&Key::new("configmaps", "default", "c")),
         nodes(&["b"])
     );
     assert_eq!(world.remove(&moved.key), nodes(&["b"]));
-    assert_eq!(world.desired("b").index, Index::default());
+    assert_eq!(world.desired("b", None).index, Index::default());
     assert!(!world.knows(&moved.uid.parse().unwrap()));
 }
 
@@ -93,7 +93,7 @@ fn data_is_decoded_and_what_cannot_be_is_as_if_missing() {
     world.put(&pod("web", 1, reads("secretRef", "s")));
     let secret = |data: Value| object("secrets", "s", 2, data);
     world.put(&secret(json!({ "data": { "k": "aHVzaA==" } })));
-    let state = world.desired("a");
+    let state = world.desired("a", None);
     let data: Vec<Vec<u8>> = decoded(&state)
         .into_iter()
         .filter_map(|it| match it {
@@ -104,7 +104,7 @@ fn data_is_decoded_and_what_cannot_be_is_as_if_missing() {
     assert_eq!(data, [b"hush".to_vec()]);
     for bad in [json!({ "data": { "k": "!" } }), json!({ "data": { "k": 1 } })] {
         world.put(&secret(bad));
-        assert_eq!(world.desired("a").objects.len(), 1, "only the Pod");
+        assert_eq!(world.desired("a", None).objects.len(), 1, "only the Pod");
     }
 }
 
@@ -113,7 +113,7 @@ fn pods_that_shall_not_run_are_left_out() {
     let check = |change: fn(&mut Value), wanted: bool, refused: Option<&str>| {
         let mut world = World::default();
         world.put(&pod("web", 1, change));
-        let state = world.desired("a");
+        let state = world.desired("a", None);
         assert_eq!(state.objects.len(), usize::from(wanted));
         assert_eq!(state.refused.first().map(|it| it.1.reason), refused);
     };
@@ -154,33 +154,118 @@ fn the_grace_of_a_deletion_travels() {
         it["metadata"]["deletionTimestamp"] = "2026-01-01T00:00:00Z".into();
         it["metadata"]["deletionGracePeriodSeconds"] = 7.into();
     }));
-    let Some(Wire::Pod(spec)) = decoded(&world.desired("a")).pop() else {
+    let Some(Wire::Pod(spec)) = decoded(&world.desired("a", None)).pop() else {
         panic!("no Pod")
     };
     assert_eq!(spec.deletion_grace_seconds, Some(7));
 }
 
+/// One of many Pods, created at the second of its number.
+fn numbered(number: usize, change: impl FnOnce(&mut Value)) -> Arc<Object> {
+    let mut object = pod(&format!("p{number}"), 0, |it| {
+        it["metadata"]["creationTimestamp"] =
+            format!("2026-01-01T00:{:02}:{:02}Z", number / 60, number % 60).into();
+        change(it);
+    });
+    // The uid of `pod` has only 256 values.
+    let inner = Arc::get_mut(&mut object).unwrap();
+    inner.uid = format!("00000000-0000-4000-8000-{number:012x}");
+    inner.value["metadata"]["uid"] = inner.uid.clone().into();
+    object
+}
+
+fn ended(it: &mut Value) {
+    it["status"] = json!({
+        "phase": "Succeeded", "startTime": "2026-01-01T00:00:00Z", "containerStatuses": [{}],
+    });
+}
+
 #[test]
-fn earlier_pods_have_precedence_when_a_node_is_full() {
+fn when_a_node_is_full_what_it_has_stays_and_then_the_earlier_have_precedence() {
+    let started = |it: &mut Value| it["status"]["startTime"] = "2026-01-01T00:00:00Z".into();
+    // Which of the Pods 0 to `PODS` its node was told of before the others came, and who is refused then.
+    let check = |told: &[usize], accepted: &[usize], refused: usize| {
+        let mut world = World::default();
+        for number in told {
+            world.put(&numbered(*number, |_| {}));
+        }
+        let announced = world.desired("a", None).index;
+        for number in 0..=bounds::PODS {
+            let accepted = accepted.contains(&number);
+            world.put(&numbered(number, |it| {
+                if accepted {
+                    started(it);
+                }
+            }));
+        }
+        let state = world.desired("a", Some(&announced));
+        assert_eq!(state.objects.len(), bounds::PODS);
+        let refused = [(format!("p{refused}"), "OutOfpods")];
+        let found: Vec<_> = state
+            .refused
+            .iter()
+            .map(|(pod, why)| (pod.key.name.clone(), why.reason))
+            .collect();
+        assert_eq!(found, refused, "told {told:?}, accepted {accepted:?}");
+    };
+    let last = bounds::PODS;
+    check(&[], &[], last);
+    // An earlier Pod that is bound late does not push one out that was announced, or that the node told of.
+    check(&[last], &[], last - 1);
+    check(&[], &[last], last - 1);
+    check(&[last], &[last - 1], last - 2);
+}
+
+#[test]
+fn pods_that_have_ended_take_no_place_and_the_oldest_of_them_leave() {
     let mut world = World::default();
-    for number in 0..=bounds::PODS {
-        let at = |it: &mut Value| {
-            it["metadata"]["creationTimestamp"] =
-                format!("2026-01-01T00:{:02}:{:02}Z", number / 60, number % 60).into();
-        };
-        let mut object = pod(&format!("p{number}"), 0, at);
-        // The uid of `pod` has only 256 values.
-        let inner = Arc::get_mut(&mut object).unwrap();
-        inner.uid = format!("00000000-0000-4000-8000-{number:012x}");
-        inner.value["metadata"]["uid"] = inner.uid.clone().into();
-        world.put(&object);
+    for number in 0..bounds::PODS {
+        world.put(&numbered(number, ended));
     }
-    let state = world.desired("a");
-    assert_eq!(state.objects.len(), bounds::PODS);
-    let refused: Vec<_> = state
-        .refused
-        .iter()
-        .map(|(pod, why)| (pod.key.name.as_str(), why.reason))
-        .collect();
-    assert_eq!(refused, [(format!("p{}", bounds::PODS).as_str(), "OutOfpods")]);
+    let state = world.desired("a", None);
+    assert_eq!((state.objects.len(), state.surplus.len()), (bounds::PODS, 0));
+    for number in bounds::PODS..bounds::PODS + 2 {
+        world.put(&numbered(number, |_| {}));
+    }
+    let state = world.desired("a", None);
+    assert!(state.refused.is_empty(), "{:?}", state.refused);
+    assert_eq!(
+        state.objects.len(),
+        bounds::PODS + 2,
+        "nobody leaves before it is marked"
+    );
+    let surplus =
+        |state: &NodeState| -> Vec<String> { state.surplus.iter().map(|pod| pod.key.name.clone()).collect() };
+    assert_eq!(surplus(&state), ["p1", "p0"]);
+    for number in [0, 1] {
+        let left = numbered(number, |it| {
+            ended(it);
+            crate::link::status::leave(it, "2026-01-01T00:00:00Z");
+        });
+        assert_eq!(world.put(&left), nodes(&["a"]));
+    }
+    let state = world.desired("a", None);
+    assert_eq!((state.objects.len(), surplus(&state).len()), (bounds::PODS, 0));
+    // There is room again, and they stay away all the same: they would run anew.
+    world.remove(&numbered(bounds::PODS, |_| {}).key);
+    assert_eq!(world.desired("a", None).objects.len(), bounds::PODS - 1);
+}
+
+#[test]
+fn more_than_the_bound_that_have_not_ended_are_refused_whatever_has_ended() {
+    let mut world = World::default();
+    for number in 0..2 * bounds::PODS + 1 {
+        if number < bounds::PODS {
+            world.put(&numbered(number, ended));
+        } else {
+            world.put(&numbered(number, |_| {}));
+        }
+    }
+    let state = world.desired("a", None);
+    assert_eq!(state.refused.len(), 1);
+    assert_eq!(
+        state.surplus.len(),
+        bounds::PODS,
+        "the running ones have all the places"
+    );
 }

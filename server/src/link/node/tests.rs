@@ -45,7 +45,7 @@ fn state(pods: &[(u8, usize)]) -> NodeState {
     NodeState {
         index,
         objects,
-        refused: Vec::new(),
+        ..NodeState::default()
     }
 }
 
@@ -105,7 +105,7 @@ fn changes_go_as_verifiable_deltas_and_wait_for_no_ack() {
         assert_eq!(announced(&mut node), None, "once");
     }
     assert_eq!(generation, 4);
-    node.applied_now(4, held.digest());
+    node.applied_now(4, held.digest()).unwrap();
     assert_eq!(
         (node.deadline(), node.applied()),
         (None, Some((4, held.digest())))
@@ -120,10 +120,16 @@ fn generations_are_reserved_first_and_never_go_back() {
         panic!("not reserved")
     };
     assert_eq!(bound, limits::GENERATION_BLOCK);
-    // The store failed: nothing is sent, and it is tried again when the node has been asked.
-    node.reserved(None, now());
-    assert!(node.deadline().is_some());
-    assert!(matches!(node.announce(&key(), now()), Step::Reserve(_)));
+    // The store failed: it is left in peace for a while, whatever the node says meanwhile.
+    let failed = now();
+    node.reserved(None, failed);
+    assert_eq!(node.announce(&key(), failed), Step::Nothing);
+    assert_eq!(node.deadline(), Some(failed + limits::RETRY));
+    node.hello(&hello(1, 0, &state(&[(9, 9)]))).unwrap();
+    assert_eq!(node.announce(&key(), failed), Step::Nothing);
+    let later = failed + limits::RETRY;
+    assert_eq!(node.late(later, Duration::from_secs(40)), Late::Announce);
+    assert!(matches!(node.announce(&key(), later), Step::Reserve(_)));
 
     for (reserved, told, expected) in [(64, 0, 65), (64, 10, 65), (64, 1000, 1001), (0, 7, 8)] {
         let mut node = Node::new(&name(), reserved);
@@ -133,13 +139,28 @@ fn generations_are_reserved_first_and_never_go_back() {
         assert_eq!(desired.generation, expected, "{reserved} reserved, {told} told");
         assert!(matches!(desired.change, Change::Full(_)));
     }
-    let mut node = Node::new(&name(), 0);
+}
+
+#[test]
+fn a_generation_that_nobody_can_have_counted_to_is_refused_and_costs_nothing() {
+    let mut node = here(64);
     node.set_state(state(&[(1, 1)]));
-    node.hello(&hello(1, u64::MAX, &state(&[]))).unwrap();
+    for told in [u64::MAX, limits::GENERATION + 1] {
+        let held = state(&[(9, 9)]);
+        assert_eq!(node.hello(&hello(1, told, &held)), Err(Wrong::Generation));
+        assert_eq!(
+            node.applied_now(told, held.index.digest()),
+            Err(Wrong::Generation)
+        );
+    }
+    assert_eq!(announced(&mut node).unwrap().generation, 65);
+    let digest = state(&[(9, 9)]).index.digest();
+    node.applied_now(limits::GENERATION, digest).unwrap();
+    let next = announced(&mut node).unwrap().generation;
     assert_eq!(
-        node.announce(&key(), now()),
-        Step::Nothing,
-        "there is no greater one"
+        next,
+        limits::GENERATION + 1,
+        "there is room above the highest believed"
     );
 }
 
@@ -153,14 +174,16 @@ fn a_node_that_holds_something_else_gets_the_whole() {
     let second = announced(&mut node).unwrap();
     assert!(second.generation > first.generation && matches!(second.change, Change::Full(_)));
     // The former arrives after all.
-    node.applied_now(first.generation, node.state().index.digest());
+    let digest = node.state().index.digest();
+    node.applied_now(first.generation, digest).unwrap();
     assert_eq!(announced(&mut node), None, "older: the newer one is on its way");
-    node.applied_now(second.generation + 5, state(&[(9, 9)]).index.digest());
+    node.applied_now(second.generation + 5, state(&[(9, 9)]).index.digest())
+        .unwrap();
     let third = announced(&mut node).unwrap();
     assert!(third.generation > second.generation + 5 && matches!(third.change, Change::Full(_)));
     // With the right content it is in step, whatever its generation, if nothing greater was sent.
     let digest = node.state().index.digest();
-    node.applied_now(third.generation, digest);
+    node.applied_now(third.generation, digest).unwrap();
     let (_, answer) = node
         .hello(&hello(2, third.generation, &state(&[(1, 1)])))
         .unwrap();
@@ -239,8 +262,9 @@ fn statuses_are_ordered_by_epoch_and_sequence() {
 fn contact_is_lost_and_found() {
     let grace = Duration::from_secs(40);
     let mut node = here(64);
-    assert!(
-        node.hello(&hello(0, 5, &state(&[]))).is_none(),
+    assert_eq!(
+        node.hello(&hello(0, 5, &state(&[]))),
+        Err(Wrong::Epoch),
         "an agent that is no more"
     );
     assert!(!node.bye(0), "an old story");
@@ -257,7 +281,7 @@ fn contact_is_lost_and_found() {
     assert_eq!(node.deadline(), None);
     // An agent whose journal was lost begins again at epoch 1.
     node.hello(&hello(9, 0, &state(&[]))).unwrap();
-    assert!(node.hello(&hello(1, 0, &state(&[]))).is_some() && node.is_here());
+    assert!(node.hello(&hello(1, 0, &state(&[]))).is_ok() && node.is_here());
     let mut strange = hello(10, 0, &state(&[]));
     strange.versions = (VERSION + 1, VERSION + 2);
     let (liveness, answer) = node.hello(&strange).unwrap();
@@ -291,4 +315,26 @@ fn events_are_let_in_by_burst_and_rate() {
     check(1100, 9, limits::EVENT_RATE as usize);
     check(2000, 9, limits::EVENT_RATE as usize);
     check(1_000_000, burst + 9, burst);
+}
+
+#[test]
+fn a_lease_is_renewed_when_something_is_heard_and_not_too_often() {
+    let start = now();
+    let mut node = Node::new(&name(), 0);
+    assert!(!node.renews(start), "it has not said hello");
+    node.hello(&hello(1, 0, &state(&[]))).unwrap();
+    for (after, due) in [
+        (0, true),
+        (1, false),
+        (39, false),
+        (40, true),
+        (79, false),
+        (200, true),
+    ] {
+        assert_eq!(
+            node.renews(start + Duration::from_secs(after)),
+            due,
+            "after {after} s"
+        );
+    }
 }

@@ -114,12 +114,28 @@ fn capacities_and_addresses() {
         (&status["capacity"]["memory"], &status["capacity"]["pods"]),
         (&json!("2097152Ki"), &json!("110"))
     );
-    assert_eq!(address(&node), "10.1.2.3");
-    assert_eq!(
-        address(&described(&NodeInfo {
-            address: "nonsense".into(),
-            ..info
-        })),
-        ""
-    );
+    assert_eq!(address(&node), Some(IpAddr::from([10, 1, 2, 3])));
+    let nonsense = NodeInfo {
+        address: "nonsense".into(),
+        ..info
+    };
+    assert_eq!(address(&described(&nonsense)), None);
+}
+
+#[test]
+fn what_people_wrote_into_a_status_stops_nobody() {
+    let name = NodeName::parse("rover-7").unwrap();
+    for odd in [
+        json!("x"),
+        json!({ "conditions": ["x", 1, null, {}] }),
+        json!({ "conditions": {}, "addresses": ["x"] }),
+    ] {
+        let mut node = new_node(&name);
+        node["status"] = odd;
+        assert_eq!(address(&node), None);
+        describe(&mut node, &name, &NodeInfo::default(), NOW);
+        for liveness in [Liveness::Ready, Liveness::Unknown] {
+            set_liveness(&mut node, &liveness, NOW);
+        }
+    }
 }

@@ -1,10 +1,13 @@
 //! Tables for statuses.
 
+use std::net::Ipv4Addr;
+
 use serde_json::json;
 use skiff_protocol::uid::Uid;
 
 use super::*;
 
+const HOST: Option<IpAddr> = Some(IpAddr::V4(Ipv4Addr::new(10, 1, 2, 3)));
 const NOW: &str = "2026-06-01T00:00:00Z";
 const AT: UnixSeconds = 1_780_000_000;
 const AT_TEXT: &str = "2026-05-28T20:26:40Z";
@@ -85,7 +88,7 @@ fn phases_become_conditions() {
     let over = |name, code| container(name, ContainerState::Terminated(ended(code, 0)), false);
     let check = |said: PodStatus, ready: (&str, &str, &str), initialized: (&str, &str, &str)| {
         let mut pod = pod();
-        apply(&mut pod, &said, "10.1.2.3", NOW);
+        apply(&mut pod, &said, HOST, NOW);
         assert_eq!(pod["status"]["phase"], said.phase.as_str());
         assert_eq!(condition(&pod, "Ready"), ready);
         assert_eq!(condition(&pod, "ContainersReady"), ready);
@@ -145,7 +148,7 @@ fn a_status_in_kubernetes_shape() {
     apply(
         &mut pod,
         &said(Phase::Running, vec![app, running("stranger")]),
-        "10.1.2.3",
+        HOST,
         NOW,
     );
     let status = &pod["status"];
@@ -182,9 +185,9 @@ fn the_same_word_again_changes_nothing() {
             container("side", ContainerState::Running { started_at: 0 }, false),
         ],
     );
-    apply(&mut pod, &word, "10.1.2.3", NOW);
+    apply(&mut pod, &word, HOST, NOW);
     let first = pod.clone();
-    apply(&mut pod, &word, "10.1.2.3", "2026-07-01T00:00:00Z");
+    apply(&mut pod, &word, HOST, "2026-07-01T00:00:00Z");
     assert_eq!(pod, first, "not even the times of a node without a clock");
     assert_eq!(
         first["status"]["containerStatuses"][1]["state"]["running"]["startedAt"],
@@ -199,10 +202,59 @@ fn a_hostile_status_is_cut_to_size() {
     word.pod_ip = "<script>".into();
     word.start_time = Some(UnixSeconds::MAX);
     let mut pod = pod();
-    apply(&mut pod, &word, "", NOW);
+    apply(&mut pod, &word, None, NOW);
     assert!(text(&pod, "/status/message").len() <= limits::TEXT);
     assert_eq!(
         (pod["status"].get("podIP"), &pod["status"]["startTime"]),
         (None, &json!(NOW))
     );
+}
+
+#[test]
+fn out_of_contact_nobody_relies_on_a_pod_until_its_node_speaks() {
+    let lost = ("False", "NodeNotReady", "Node is not ready");
+    let yes = ("True", "", "");
+    let word = said(Phase::Running, vec![running("app"), running("side")]);
+    let mut pod = pod();
+    out_of_contact(&mut pod, NOW);
+    assert!(
+        pod["status"].get("conditions").is_none(),
+        "nobody ever relied on it"
+    );
+    apply(&mut pod, &word, HOST, NOW);
+    out_of_contact(&mut pod, "2026-07-01T00:00:00Z");
+    assert_eq!(condition(&pod, "Ready"), lost);
+    assert_eq!(condition(&pod, "ContainersReady"), yes);
+    assert_eq!(pod["status"]["phase"], "Running");
+    let once = pod.clone();
+    out_of_contact(&mut pod, "2026-08-01T00:00:00Z");
+    assert_eq!(pod, once);
+    apply(&mut pod, &word, HOST, NOW);
+    assert_eq!(condition(&pod, "Ready"), yes);
+    // What is not ready anyway keeps its own reason.
+    let mut unready = word;
+    unready.containers[0].ready = false;
+    apply(&mut pod, &unready, HOST, NOW);
+    let before = pod.clone();
+    out_of_contact(&mut pod, NOW);
+    assert_eq!(pod, before);
+}
+
+#[test]
+fn what_people_wrote_into_a_status_stops_nobody() {
+    let word = said(Phase::Running, vec![running("app")]);
+    for odd in [
+        json!("x"),
+        json!([1]),
+        json!({ "conditions": "x" }),
+        json!({ "conditions": ["x", { "type": 1 }], "containerStatuses": 7, "startTime": {} }),
+    ] {
+        let mut pod = pod();
+        pod["status"] = odd;
+        out_of_contact(&mut pod, NOW);
+        apply(&mut pod, &word, HOST, NOW);
+        leave(&mut pod, NOW);
+        assert!(has_left(&pod));
+        assert_eq!(pod["status"]["phase"], "Running");
+    }
 }

@@ -42,48 +42,58 @@ impl Task {
             self.node(&name);
             self.refresh(&name);
         }
+        self.speak(&name, topic, up);
+        if self.node(&name).renews(Instant::now()) {
+            self.writes.lease(&name);
+        }
+    }
+
+    fn speak(&mut self, name: &NodeName, topic: &str, up: Up) {
         match up {
-            Up::Hello(hello) => self.hello(&name, topic, hello),
+            Up::Hello(hello) => self.hello(name, topic, hello),
             Up::Need { generation, keys } => {
-                self.node(&name).need(generation, keys);
-                self.announce(&name);
+                self.node(name).need(generation, keys);
+                self.announce(name);
             }
             Up::Applied { generation, digest } => {
-                self.node(&name).applied_now(generation, digest);
-                self.announce(&name);
+                if let Err(wrong) = self.node(name).applied_now(generation, digest) {
+                    self.counters
+                        .count(wrong, topic, &format_args!("generation {generation}"));
+                }
+                self.announce(name);
             }
             Up::Status {
                 epoch,
                 sequence,
                 pods,
-            } => self.statuses(&name, topic, epoch, sequence, pods),
+            } => self.statuses(name, topic, epoch, sequence, pods),
             Up::Node(info) => {
-                let node = self.node(&name);
+                let node = self.node(name);
                 if node.is_here() {
-                    node.address.clone_from(&info.address);
-                    self.writes.node(&name, Some(info), Liveness::Ready);
+                    node.address = info.address.parse().ok();
+                    self.writes.node(name, Some(info), Liveness::Ready);
                 }
             }
-            Up::Events { lost, events } => self.happened(&name, topic, lost, &events),
+            Up::Events { lost, events } => self.happened(name, topic, lost, &events),
             Up::StreamData { sid, offset, bytes } => {
-                let (wrong, answer) = self.streams.data(&name, sid, offset, &bytes);
+                let (wrong, answer) = self.streams.data(name, sid, offset, &bytes);
                 if let Some(wrong) = wrong {
                     self.counters
                         .count(wrong, topic, &format_args!("offset {offset}"));
                 }
                 if let Some(answer) = answer {
-                    self.send(&name, DownKind::Stream, Some(sid), &answer);
+                    self.send(name, DownKind::Stream, Some(sid), &answer);
                 }
             }
             Up::StreamEnd { sid, end } => {
-                if let Some(wrong) = self.streams.end(&name, sid, end) {
+                if let Some(wrong) = self.streams.end(name, sid, end) {
                     self.counters.count(wrong, topic, &"its end");
                 }
             }
             Up::Bye { epoch } => {
-                if self.node(&name).bye(epoch) {
-                    self.gone(&name);
-                    self.send(&name, DownKind::Sync, None, &Down::Resync);
+                if self.node(name).bye(epoch) {
+                    self.gone(name);
+                    self.send(name, DownKind::Sync, None, &Down::Resync);
                 }
             }
         }
@@ -93,15 +103,20 @@ impl Task {
         let node = self.node(name);
         // A hello that nobody asked for says that there is a new connection, and with the old one went its streams.
         let restarted = hello.epoch != node.epoch() || !node.is_asked();
-        let Some((liveness, answer)) = node.hello(&hello) else {
-            self.counters.count(
-                Wrong::Epoch,
-                topic,
-                &format_args!("hello of epoch {}", hello.epoch),
-            );
-            return;
+        let (liveness, answer) = match node.hello(&hello) {
+            Ok(answered) => answered,
+            Err(wrong) => {
+                let (epoch, generation) = (hello.epoch, hello.generation);
+                self.counters.count(
+                    wrong,
+                    topic,
+                    &format_args!("hello of epoch {epoch}, generation {generation}"),
+                );
+                return;
+            }
         };
-        node.address.clone_from(&hello.node.address);
+        // Bytes of the node's own choosing: nothing but an address is kept of them.
+        node.address = hello.node.address.parse().ok();
         if restarted {
             self.streams.lost(name);
         }
@@ -139,14 +154,10 @@ impl Task {
             );
             return;
         }
+        let host_ip = self.node(name).address;
         for said in pods {
-            let host_ip = self
-                .nodes
-                .get(name)
-                .map(|node| node.address.clone())
-                .unwrap_or_default();
             match self.world.pod_on(name.as_str(), &said.uid) {
-                Some(pod) => self.writes.pod(name, &host_ip, &pod.key, said),
+                Some(pod) => self.writes.pod(name, host_ip, &pod.key, said),
                 None if self.world.knows(&said.uid) => {
                     self.counters.count(Wrong::NotItsPod, topic, &said.uid);
                 }

@@ -385,3 +385,36 @@ async fn an_event_comes_soon_after_its_write_began() {
     println!("create to event: median {:?}, 90th {:?}", times[25], times[45]);
     assert!(times[25] < Duration::from_millis(50), "{times:?}");
 }
+
+#[tokio::test]
+async fn files_are_their_owners_alone() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("db");
+    let modes = || {
+        let entries = std::fs::read_dir(directory.path()).unwrap();
+        let modes = entries.map(|it| {
+            let it = it.unwrap();
+            let mode = it.metadata().unwrap().permissions().mode() & 0o777;
+            (it.file_name().into_string().unwrap(), mode)
+        });
+        modes.collect::<std::collections::BTreeMap<_, _>>()
+    };
+    let private = ["db", "db-shm", "db-wal"]
+        .map(|name| (name.to_owned(), 0o600))
+        .into();
+    // What an earlier version left open.
+    for open in [false, true] {
+        if open {
+            for name in ["db", "db-wal", "db-shm"] {
+                let path = directory.path().join(name);
+                OpenOptions::new().create(true).append(true).open(&path).unwrap();
+                std::fs::set_permissions(&path, Permissions::from_mode(0o644)).unwrap();
+            }
+        }
+        let store = SqliteStore::open(&path).await.unwrap();
+        create(&store, if open { "b" } else { "a" }).await;
+        assert_eq!(modes(), private, "open before: {open}");
+        drop(store);
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+}
