@@ -4,9 +4,11 @@ use skiff_protocol::manifest;
 
 use crate::failure::{Outcome, failed};
 
-/// A kind of the API's core group.
+/// A kind of the API.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Kind {
+    /// The API's group, empty for the core.
+    pub(crate) group: &'static str,
     /// As manifests name it.
     pub(crate) kind: &'static str,
     /// As the API's paths name it.
@@ -20,8 +22,9 @@ pub(crate) struct Kind {
 }
 
 /// Every kind, in the order in which objects must be made.
-pub(crate) static KINDS: [Kind; 6] = [
+pub(crate) static KINDS: [Kind; 9] = [
     Kind {
+        group: "",
         kind: "Namespace",
         plural: "namespaces",
         singular: "namespace",
@@ -29,6 +32,7 @@ pub(crate) static KINDS: [Kind; 6] = [
         namespaced: false,
     },
     Kind {
+        group: "",
         kind: "ConfigMap",
         plural: "configmaps",
         singular: "configmap",
@@ -36,6 +40,7 @@ pub(crate) static KINDS: [Kind; 6] = [
         namespaced: true,
     },
     Kind {
+        group: "",
         kind: "Secret",
         plural: "secrets",
         singular: "secret",
@@ -43,6 +48,31 @@ pub(crate) static KINDS: [Kind; 6] = [
         namespaced: true,
     },
     Kind {
+        group: "storage.k8s.io",
+        kind: "StorageClass",
+        plural: "storageclasses",
+        singular: "storageclass",
+        short: "sc",
+        namespaced: false,
+    },
+    Kind {
+        group: "",
+        kind: "PersistentVolume",
+        plural: "persistentvolumes",
+        singular: "persistentvolume",
+        short: "pv",
+        namespaced: false,
+    },
+    Kind {
+        group: "",
+        kind: "PersistentVolumeClaim",
+        plural: "persistentvolumeclaims",
+        singular: "persistentvolumeclaim",
+        short: "pvc",
+        namespaced: true,
+    },
+    Kind {
+        group: "",
         kind: "Pod",
         plural: "pods",
         singular: "pod",
@@ -50,6 +80,7 @@ pub(crate) static KINDS: [Kind; 6] = [
         namespaced: true,
     },
     Kind {
+        group: "",
         kind: "Node",
         plural: "nodes",
         singular: "node",
@@ -57,6 +88,7 @@ pub(crate) static KINDS: [Kind; 6] = [
         namespaced: false,
     },
     Kind {
+        group: "",
         kind: "Event",
         plural: "events",
         singular: "event",
@@ -100,11 +132,25 @@ pub(crate) fn by_word(word: &str) -> Outcome<&'static Kind> {
 impl Kind {
     /// The path of the kind's objects in a namespace, or in all.
     pub(crate) fn path(&self, namespace: Option<&str>) -> String {
+        let root = if self.group.is_empty() {
+            "/api/v1".to_owned()
+        } else {
+            format!("/apis/{}/v1", self.group)
+        };
         match namespace {
             Some(namespace) if self.namespaced => {
-                format!("/api/v1/namespaces/{}/{}", escape(namespace), self.plural)
+                format!("{root}/namespaces/{}/{}", escape(namespace), self.plural)
             }
-            _ => format!("/api/v1/{}", self.plural),
+            _ => format!("{root}/{}", self.plural),
+        }
+    }
+
+    /// As manifests name its version: `v1`, `storage.k8s.io/v1`.
+    pub(crate) fn api_version(&self) -> String {
+        if self.group.is_empty() {
+            "v1".to_owned()
+        } else {
+            format!("{}/v1", self.group)
         }
     }
 
@@ -139,6 +185,7 @@ mod tests {
             ("cm", "ConfigMap"),
             ("Secret", "Secret"),
             ("ns", "Namespace"),
+            ("pvc", "PersistentVolumeClaim"),
         ] {
             assert_eq!(by_word(word).ok().map(|it| it.kind), Some(kind), "{word}");
         }
@@ -147,5 +194,7 @@ mod tests {
         assert_eq!(pod.object("a", "b/../c"), "/api/v1/namespaces/a/pods/b%2F..%2Fc");
         assert_eq!(pod.path(None), "/api/v1/pods");
         assert_eq!(KINDS[0].path(Some("a")), "/api/v1/namespaces");
+        let class = by_word("sc").unwrap_or(&KINDS[0]);
+        assert_eq!(class.object("a", "b"), "/apis/storage.k8s.io/v1/storageclasses/b");
     }
 }

@@ -8,16 +8,22 @@
 //! decided on or not at all; what was bound counts against its node at once.
 
 mod task;
+mod volumes;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::Value;
 use skiff_protocol::quantity::Quantity;
 
+use crate::api::{self, quantity};
+
 pub(crate) use task::run;
 
+/// PersistentVolumes on one node: as many as Pods, so that they never crowd the Pods out of its desired state.
+const VOLUMES: usize = skiff_protocol::limits::PODS;
+
 /// What a Pod takes, or a node gives.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Amount {
     /// Thousandths of a CPU.
     pub cpu_milli: i64,
@@ -25,27 +31,75 @@ pub struct Amount {
     pub memory: i64,
     /// Pods.
     pub pods: i64,
+    /// `ephemeral-storage`, `hugepages-…` and extended resources, each in whole units.
+    pub others: BTreeMap<String, i64>,
+    /// Ports of the node, each with how many Pods have it: more than one only by somebody's own binding.
+    ports: BTreeMap<HostPort, i64>,
 }
 
 impl Amount {
     /// Both together, saturating.
     #[must_use]
-    pub fn plus(self, other: Self) -> Self {
+    pub fn plus(&self, other: &Self) -> Self {
         Self {
             cpu_milli: self.cpu_milli.saturating_add(other.cpu_milli),
             memory: self.memory.saturating_add(other.memory),
             pods: self.pods.saturating_add(other.pods),
+            others: merge(&self.others, &other.others, i64::saturating_add),
+            ports: merge(&self.ports, &other.ports, i64::saturating_add),
         }
     }
 
     /// This without the other, saturating.
     #[must_use]
-    pub fn minus(self, other: Self) -> Self {
+    pub fn minus(&self, other: &Self) -> Self {
         Self {
             cpu_milli: self.cpu_milli.saturating_sub(other.cpu_milli),
             memory: self.memory.saturating_sub(other.memory),
             pods: self.pods.saturating_sub(other.pods),
+            others: merge(&self.others, &other.others, i64::saturating_sub),
+            ports: merge(&self.ports, &other.ports, i64::saturating_sub),
         }
+    }
+
+    /// The greater of each.
+    fn most(&self, other: &Self) -> Self {
+        Self {
+            cpu_milli: self.cpu_milli.max(other.cpu_milli),
+            memory: self.memory.max(other.memory),
+            pods: self.pods.max(other.pods),
+            others: merge(&self.others, &other.others, i64::max),
+            ports: merge(&self.ports, &other.ports, i64::max),
+        }
+    }
+}
+
+fn merge<K: Ord + Clone>(
+    left: &BTreeMap<K, i64>,
+    right: &BTreeMap<K, i64>,
+    with: fn(i64, i64) -> i64,
+) -> BTreeMap<K, i64> {
+    let mut out = left.clone();
+    for (key, value) in right {
+        let at = out.entry(key.clone()).or_default();
+        *at = with(*at, *value);
+    }
+    out.retain(|_, value| *value != 0);
+    out
+}
+
+/// A port of a node: protocol, number, and the address, which is empty for all of them.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct HostPort {
+    protocol: String,
+    port: i64,
+    ip: String,
+}
+
+impl HostPort {
+    fn meets(&self, other: &Self) -> bool {
+        let any = self.ip.is_empty() || other.ip.is_empty();
+        self.protocol == other.protocol && self.port == other.port && (any || self.ip == other.ip)
     }
 }
 
@@ -65,6 +119,23 @@ pub struct Needs {
     pub amount: Amount,
     selector: BTreeMap<String, String>,
     tolerations: Vec<Toleration>,
+    /// What of `skiff_protocol::wire::feature` it asks for.
+    features: BTreeSet<&'static str>,
+    volumes: Vec<VolumeNeed>,
+}
+
+/// Where a Pod's claim lets it run.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum VolumeNeed {
+    /// Its volume is of this node.
+    On(String),
+    /// There are volumes for it on these nodes, and one can be made on every other when `make`.
+    Any {
+        /// Nodes with a volume that fits.
+        nodes: BTreeSet<String>,
+        /// Whether its class makes volumes.
+        make: bool,
+    },
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -84,6 +155,9 @@ pub struct Node {
     labels: BTreeMap<String, String>,
     taints: Vec<Taint>,
     allocatable: Amount,
+    features: BTreeSet<String>,
+    /// PersistentVolumes that it keeps.
+    volumes: usize,
 }
 
 impl Needs {
@@ -102,7 +176,17 @@ impl Needs {
                     effect: word(it, "effect"),
                 })
                 .collect(),
+            features: api::wanted_features(pod).into_iter().map(|(_, it)| it).collect(),
+            volumes: Vec::new(),
         }
+    }
+}
+
+impl Needs {
+    /// The same, where the Pod's claims let it run.
+    fn with(mut self, volumes: Vec<VolumeNeed>) -> Self {
+        self.volumes = volumes;
+        self
     }
 }
 
@@ -131,12 +215,16 @@ impl Node {
                 cpu_milli: quantity(&allocatable["cpu"]).map_or(0, Quantity::milli),
                 memory: quantity(&allocatable["memory"]).map_or(0, Quantity::value),
                 pods: quantity(&allocatable["pods"]).map_or(0, Quantity::value),
+                others: others(allocatable),
+                ports: BTreeMap::new(),
             },
+            features: api::node_features(node),
+            volumes: 0,
         }
     }
 
     /// Why the Pod cannot run here; nothing when it can.
-    fn against(&self, needs: &Needs, used: Amount) -> Vec<String> {
+    fn against(&self, needs: &Needs, used: &Amount) -> Vec<String> {
         if self.unschedulable {
             return vec!["node(s) were unschedulable".into()];
         }
@@ -160,25 +248,65 @@ impl Node {
         {
             return vec!["node(s) didn't match Pod's node affinity/selector".into()];
         }
-        let total = used.plus(needs.amount);
+        if let Some(feature) = needs.features.iter().find(|it| !self.features.contains(**it)) {
+            return vec![format!("node(s) didn't have feature {feature}")];
+        }
+        let taken = |port: &HostPort| {
+            used.ports
+                .iter()
+                .any(|(other, count)| *count > 0 && port.meets(other))
+        };
+        if needs.amount.ports.keys().any(taken) {
+            return vec!["node(s) didn't have free ports for the requested pod ports".into()];
+        }
+        let lacks = self.lacks(&needs.amount, used);
+        if !lacks.is_empty() {
+            return lacks;
+        }
+        self.against_volumes(needs).into_iter().collect()
+    }
+
+    /// What there is too little of.
+    fn lacks(&self, asked: &Amount, used: &Amount) -> Vec<String> {
+        let total = used.plus(asked);
         // What a Pod does not ask for cannot be what the node lacks.
         let lacks = |asked: i64, total: i64, has: i64| asked > 0 && total > has;
-        let (asked, has) = (needs.amount, self.allocatable);
-        [
-            (
-                lacks(asked.cpu_milli, total.cpu_milli, has.cpu_milli),
-                "Insufficient cpu",
-            ),
-            (
-                lacks(asked.memory, total.memory, has.memory),
-                "Insufficient memory",
-            ),
-            (lacks(asked.pods, total.pods, has.pods), "Too many pods"),
-        ]
-        .into_iter()
-        .filter(|(lacks, _)| *lacks)
-        .map(|(_, why)| why.to_owned())
-        .collect()
+        let has = &self.allocatable;
+        let mut out = Vec::new();
+        if lacks(asked.cpu_milli, total.cpu_milli, has.cpu_milli) {
+            out.push("Insufficient cpu".to_owned());
+        }
+        if lacks(asked.memory, total.memory, has.memory) {
+            out.push("Insufficient memory".to_owned());
+        }
+        if lacks(asked.pods, total.pods, has.pods) {
+            out.push("Too many pods".to_owned());
+        }
+        for (name, asked) in &asked.others {
+            let of = |amount: &Amount| amount.others.get(name).copied().unwrap_or(0);
+            if lacks(*asked, of(&total), of(has)) {
+                out.push(format!("Insufficient {name}"));
+            }
+        }
+        out
+    }
+
+    fn against_volumes(&self, needs: &Needs) -> Option<String> {
+        let mut new = 0;
+        for need in &needs.volumes {
+            match need {
+                VolumeNeed::On(node) if *node != self.name => {
+                    return Some("node(s) had volume node affinity conflict".into());
+                }
+                VolumeNeed::On(_) => {}
+                VolumeNeed::Any { nodes, .. } if nodes.contains(&self.name) => {}
+                VolumeNeed::Any { make: false, .. } => {
+                    return Some("node(s) didn't find available persistent volumes to bind".into());
+                }
+                VolumeNeed::Any { .. } => new += 1,
+            }
+        }
+        (self.volumes + new > VOLUMES && new > 0).then(|| "node(s) exceed max volume count".into())
     }
 }
 
@@ -201,7 +329,8 @@ pub fn place(
 ) -> Result<String, String> {
     let mut reasons: BTreeMap<String, usize> = BTreeMap::new();
     for (name, node) in nodes {
-        let against = node.against(needs, used.get(name).copied().unwrap_or_default());
+        let nothing = Amount::default();
+        let against = node.against(needs, used.get(name).unwrap_or(&nothing));
         if against.is_empty() {
             return Ok(name.clone());
         }
@@ -209,19 +338,21 @@ pub fn place(
             *reasons.entry(reason).or_default() += 1;
         }
     }
-    if nodes.is_empty() {
-        return Err("no nodes available to schedule pods".into());
-    }
     let mut reasons: Vec<String> = reasons
         .iter()
         .map(|(reason, count)| format!("{count} {reason}"))
         .collect();
     reasons.sort();
-    Err(format!(
-        "0/{} nodes are available: {}.",
-        nodes.len(),
-        reasons.join(", ")
-    ))
+    Err(unplaceable(nodes.len(), &reasons.join(", ")))
+}
+
+/// Why a Pod fits on none of so many nodes.
+fn unplaceable(nodes: usize, why: &str) -> String {
+    if nodes == 0 {
+        "no nodes available to schedule pods".into()
+    } else {
+        format!("0/{nodes} nodes are available: {why}.")
+    }
 }
 
 /// What a Pod takes of its node: nothing once it has ended.
@@ -234,30 +365,80 @@ pub fn taken(pod: &Value) -> Amount {
     }
 }
 
+/// What a Pod asks for: its containers and sidecars together, or an init container with the sidecars before it where
+/// that is more (Kubernetes documentation, "Resource sharing within containers"); of cpu and memory what the Pod as a
+/// whole asks for, where it says so; and one Pod.
 fn requests(pod: &Value) -> Amount {
-    let containers = pod["spec"]["containers"].as_array().into_iter().flatten();
-    let sum = containers.fold(Amount::default(), |sum, container| {
-        let resources = &container["resources"];
-        let asked =
-            |name: &str| quantity(&resources["requests"][name]).or(quantity(&resources["limits"][name]));
-        sum.plus(Amount {
-            cpu_milli: asked("cpu").map_or(0, Quantity::milli),
-            memory: asked("memory").map_or(0, Quantity::value),
-            pods: 0,
-        })
-    });
-    sum.plus(Amount {
-        pods: 1,
-        ..Amount::default()
-    })
+    let list = |field: &str| pod["spec"][field].as_array().into_iter().flatten();
+    let (mut sidecars, mut most) = (Amount::default(), Amount::default());
+    for container in list("initContainers") {
+        let asked = asked(container, &pod["spec"]);
+        if container["restartPolicy"] == "Always" {
+            sidecars = sidecars.plus(&asked);
+            most = most.most(&sidecars);
+        } else {
+            most = most.most(&sidecars.plus(&asked));
+        }
+    }
+    let all = list("containers").fold(sidecars, |sum, it| sum.plus(&asked(it, &pod["spec"])));
+    let mut sum = all.most(&most);
+    let whole = resources(&pod["spec"]["resources"]);
+    for (whole, part) in [
+        (whole.cpu_milli, &mut sum.cpu_milli),
+        (whole.memory, &mut sum.memory),
+    ] {
+        if whole > 0 {
+            *part = whole;
+        }
+    }
+    sum.pods = 1;
+    sum
 }
 
-fn quantity(value: &Value) -> Option<Quantity> {
-    match value {
-        Value::String(text) => Quantity::parse(text).ok(),
-        Value::Number(number) => Quantity::parse(&number.to_string()).ok(),
-        _ => None,
+/// What one container asks for, the node's ports included.
+fn asked(container: &Value, spec: &Value) -> Amount {
+    let ports = container["ports"].as_array().into_iter().flatten();
+    let ports = ports.filter_map(|it| {
+        let number = it["hostPort"].as_i64().filter(|port| *port > 0);
+        // With the node's network every port is the node's.
+        let port = number.or(it["containerPort"]
+            .as_i64()
+            .filter(|_| spec["hostNetwork"] == true))?;
+        let ip = word(it, "hostIP");
+        let protocol = it["protocol"].as_str().unwrap_or("TCP").to_owned();
+        let ip = if ip == "0.0.0.0" || ip == "::" {
+            String::new()
+        } else {
+            ip
+        };
+        Some((HostPort { protocol, port, ip }, 1))
+    });
+    Amount {
+        ports: ports.collect(),
+        ..resources(&container["resources"])
     }
+}
+
+/// `resources`: a limit counts where no request is.
+fn resources(resources: &Value) -> Amount {
+    let mut all = resources["limits"].as_object().cloned().unwrap_or_default();
+    all.extend(resources["requests"].as_object().cloned().unwrap_or_default());
+    let all = Value::Object(all);
+    Amount {
+        cpu_milli: quantity(&all["cpu"]).map_or(0, Quantity::milli),
+        memory: quantity(&all["memory"]).map_or(0, Quantity::value),
+        others: others(&all),
+        ..Amount::default()
+    }
+}
+
+/// What has no field of its own in [`Amount`].
+fn others(resources: &Value) -> BTreeMap<String, i64> {
+    let all = resources.as_object().into_iter().flatten();
+    all.filter(|(name, _)| !matches!(name.as_str(), "cpu" | "memory" | "pods"))
+        .filter_map(|(name, value)| Some((name.clone(), quantity(value)?.value())))
+        .filter(|(_, value)| *value != 0)
+        .collect()
 }
 
 fn word(value: &Value, field: &str) -> String {

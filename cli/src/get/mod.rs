@@ -144,7 +144,9 @@ fn complete(answer: &Value, kind: &Kind) -> Value {
     let mut items = items.clone();
     for item in &mut items {
         if let Some(object) = item.as_object_mut() {
-            object.entry("apiVersion").or_insert_with(|| json!("v1"));
+            object
+                .entry("apiVersion")
+                .or_insert_with(|| json!(kind.api_version()));
             object.entry("kind").or_insert_with(|| json!(kind.kind));
         }
     }

@@ -126,7 +126,8 @@ fn one(wanted: &Wanted<'_>, object: &Value, form: Output, out: &mut Out) -> Outc
     }
     let mut object = object.clone();
     if let Some(members) = object.as_object_mut() {
-        members.entry("apiVersion").or_insert_with(|| "v1".into());
+        let version = wanted.kind.api_version();
+        members.entry("apiVersion").or_insert_with(|| version.into());
         members.entry("kind").or_insert_with(|| wanted.kind.kind.into());
     }
     out.bytes(show(&object, wanted.kind, form).as_bytes())?;

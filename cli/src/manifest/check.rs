@@ -103,15 +103,19 @@ fn complaints(kind: &Kind, value: &Value) -> (Vec<Cause>, Vec<Cause>) {
         Ok(_) => {}
         Err(found) => causes.extend(found),
     }
-    (causes, Vec::new())
+    let (warnings, refused) = manifest::not_honoured(kind.kind, value);
+    causes.extend(refused);
+    (causes, warnings)
 }
 
 fn head(kind: &Kind, value: &Value, causes: &mut Vec<Cause>) {
+    let wanted = kind.api_version();
     match value["apiVersion"].as_str() {
-        Some("v1") => {}
-        Some(other) => causes.push(Cause::not_supported("apiVersion", other, &["v1"])),
+        Some(written) if written == wanted => {}
+        Some(other) => causes.push(Cause::not_supported("apiVersion", other, &[&wanted])),
         None if value["apiVersion"].is_null() => {
-            causes.push(Cause::required("apiVersion", "write apiVersion: v1"));
+            let what = format!("write apiVersion: {wanted}");
+            causes.push(Cause::required("apiVersion", &what));
         }
         None => {}
     }

@@ -6,6 +6,8 @@
 use super::schema::Shape::{Any, Bool, Int, IntOrString, List, Object, Quantities, Quantity, Str, Strings};
 use super::schema::{Field, later, refused, yes};
 
+mod volumes;
+
 /// The schema of a kind.
 pub(super) fn of(kind: &str) -> Option<&'static [Field]> {
     Some(match kind {
@@ -13,6 +15,9 @@ pub(super) fn of(kind: &str) -> Option<&'static [Field]> {
         "ConfigMap" => &CONFIG_MAP,
         "Secret" => &SECRET,
         "Namespace" => &NAMESPACE,
+        "PersistentVolume" => &volumes::VOLUME,
+        "PersistentVolumeClaim" => &volumes::CLAIM,
+        "StorageClass" => &volumes::CLASS,
         _ => return None,
     })
 }
@@ -65,9 +70,9 @@ static METADATA: [Field; 15] = [
     yes("deletionTimestamp", Str),
     yes("deletionGracePeriodSeconds", Int),
     yes("finalizers", List(&Str)),
-    yes("ownerReferences", List(&Any)),
-    yes("managedFields", List(&Any)),
-    yes("selfLink", Str),
+    yes("ownerReferences", List(&Any)).noted("kept; nothing goes with its owner"),
+    yes("managedFields", List(&Any)).noted("dropped"),
+    yes("selfLink", Str).noted("dropped"),
 ];
 
 static POD_SPEC: [Field; 43] = [
@@ -108,7 +113,7 @@ static POD_SPEC: [Field; 43] = [
     later("readinessGates", List(&Any), &[]),
     later("runtimeClassName", Str, &[]),
     // There are no Services yet, so there are no links to leave out.
-    yes("enableServiceLinks", Bool),
+    yes("enableServiceLinks", Bool).noted("there are no Services to link to"),
     later("overhead", Quantities, &[]),
     later("topologySpreadConstraints", List(&Any), &[]),
     refused("os", Any, &["{\"name\":\"linux\"}"]),
@@ -131,7 +136,11 @@ static CONTAINER: [Field; 26] = [
     yes("envFrom", List(&Object(&ENV_FROM))),
     yes("ports", List(&Object(&PORT))),
     yes("resources", Object(&RESOURCES)),
-    later("resizePolicy", List(&Object(&RESIZE_POLICY)), &[]),
+    later(
+        "resizePolicy",
+        List(&Object(&RESIZE_POLICY)),
+        &RESIZE_NOT_REQUIRED,
+    ),
     refused("restartPolicy", Str, &[]),
     refused("restartPolicyRules", List(&Any), &[]),
     yes("volumeMounts", List(&Object(&VOLUME_MOUNT))),
@@ -210,7 +219,7 @@ static SECURITY: [Field; 12] = [
     yes("allowPrivilegeEscalation", Bool),
     yes("capabilities", Object(&CAPABILITIES)),
     refused("privileged", Bool, &[]),
-    yes("seccompProfile", Object(&SECCOMP)),
+    yes("seccompProfile", Object(&SECCOMP)).noted("an absent profile means `RuntimeDefault`"),
     refused("procMount", Str, &["\"Default\""]),
     later("seLinuxOptions", Any, &[]),
     later("appArmorProfile", Object(&APP_ARMOR), &[]),
@@ -284,6 +293,13 @@ static HOOK: [Field; 4] = [
     yes("httpGet", Object(&HTTP_GET)),
     yes("tcpSocket", Object(&TCP_SOCKET)),
     yes("sleep", Object(&SLEEP)),
+];
+
+/// What the API fills in: a restart is not required, which is what an absent policy means.
+static RESIZE_NOT_REQUIRED: [&str; 3] = [
+    r#"[{"resourceName":"cpu","restartPolicy":"NotRequired"}]"#,
+    r#"[{"resourceName":"memory","restartPolicy":"NotRequired"}]"#,
+    r#"[{"resourceName":"cpu","restartPolicy":"NotRequired"},{"resourceName":"memory","restartPolicy":"NotRequired"}]"#,
 ];
 
 static RESIZE_POLICY: [Field; 2] = [yes("resourceName", Str), yes("restartPolicy", Str)];

@@ -7,6 +7,7 @@
 
 mod fields;
 mod schema;
+mod support;
 mod types;
 
 use alloc::string::{String, ToString};
@@ -17,6 +18,7 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 pub use schema::{Inspection, nearest};
+pub use support::support;
 pub use types::*;
 
 /// Why a field is refused; the words are those of Kubernetes' `field.ErrorType`.
@@ -141,7 +143,15 @@ impl fmt::Display for Cause {
 }
 
 /// The kinds that have a schema here.
-pub const KINDS: [&str; 4] = ["Pod", "ConfigMap", "Secret", "Namespace"];
+pub const KINDS: [&str; 7] = [
+    "Pod",
+    "ConfigMap",
+    "Secret",
+    "Namespace",
+    "PersistentVolume",
+    "PersistentVolumeClaim",
+    "StorageClass",
+];
 
 /// Looks for unknown fields and wrong types in an object of `kind`. A kind without a schema here has
 /// nothing to complain about.
@@ -153,7 +163,18 @@ pub fn inspect(kind: &str, value: &Value) -> Inspection {
 /// What of this Pod the node would not honour: warnings, and refusals where the Pod's meaning would change.
 #[must_use]
 pub(crate) fn unsupported(value: &Value) -> schema::Unsupported {
-    schema::unsupported(&fields::POD, value)
+    schema::unsupported(&fields::POD, "the Pod", value)
+}
+
+/// What of an object of `kind` is not honoured: warnings, and refusals where its meaning would change. Of a Pod
+/// [`crate::pod::Pod::parse`] says it.
+#[must_use]
+pub fn not_honoured(kind: &str, value: &Value) -> (Vec<Cause>, Vec<Cause>) {
+    let Some(fields) = fields::of(kind) else {
+        return (Vec::new(), Vec::new());
+    };
+    let found = schema::unsupported(fields, "the object", value);
+    (found.later, found.refused)
 }
 
 /// Decodes a typed object. Unknown fields are left out: [`inspect`] reports them.

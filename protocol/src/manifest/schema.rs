@@ -49,6 +49,16 @@ pub(crate) struct Field {
     pub(crate) support: Support,
     /// Values that ask for nothing beyond what is done anyway, in JSON.
     pub(crate) quiet: &'static [&'static str],
+    /// What is particular here, in half a sentence for SUPPORT.md; mostly empty.
+    pub(crate) note: &'static str,
+}
+
+impl Field {
+    /// The same field with a note: a limit of a field that is honoured, a reason of one that is not.
+    pub(crate) const fn noted(mut self, note: &'static str) -> Self {
+        self.note = note;
+        self
+    }
 }
 
 pub(crate) const fn yes(name: &'static str, shape: Shape) -> Field {
@@ -57,6 +67,7 @@ pub(crate) const fn yes(name: &'static str, shape: Shape) -> Field {
         shape,
         support: Support::Yes,
         quiet: &[],
+        note: "",
     }
 }
 
@@ -66,6 +77,7 @@ pub(crate) const fn later(name: &'static str, shape: Shape, quiet: &'static [&'s
         shape,
         support: Support::Later,
         quiet,
+        note: "",
     }
 }
 
@@ -75,6 +87,7 @@ pub(crate) const fn refused(name: &'static str, shape: Shape, quiet: &'static [&
         shape,
         support: Support::Refused,
         quiet,
+        note: "",
     }
 }
 
@@ -207,17 +220,18 @@ fn describe(value: &Value) -> String {
 }
 
 /// Reports fields that are set and not honoured.
-pub(crate) fn unsupported(fields: &'static [Field], value: &Value) -> Unsupported {
+/// `what` is it that would have them: "the Pod".
+pub(crate) fn unsupported(fields: &'static [Field], what: &str, value: &Value) -> Unsupported {
     let mut out = Unsupported::default();
-    walk(Shape::Object(fields), value, "", &mut out);
+    walk(Shape::Object(fields), value, "", what, &mut out);
     out
 }
 
-fn walk(shape: Shape, value: &Value, path: &str, out: &mut Unsupported) {
+fn walk(shape: Shape, value: &Value, path: &str, what: &str, out: &mut Unsupported) {
     match (shape, value) {
         (Shape::List(inner), Value::Array(items)) => {
             for (at, item) in items.iter().enumerate() {
-                walk(*inner, item, &format!("{path}[{at}]"), out);
+                walk(*inner, item, &format!("{path}[{at}]"), what, out);
             }
         }
         (Shape::Object(fields), Value::Object(map)) => {
@@ -227,14 +241,18 @@ fn walk(shape: Shape, value: &Value, path: &str, out: &mut Unsupported) {
                 };
                 let path = join(path, key);
                 match field.support {
-                    Support::Yes => walk(field.shape, item, &path, out),
+                    Support::Yes => walk(field.shape, item, &path, what, out),
                     _ if asks_nothing(field, item) => {}
                     Support::Later => {
-                        let message = "not yet honoured by this version of Skiff; the Pod runs without it";
+                        let goes_on = if what == "the Pod" { "runs" } else { "is kept" };
+                        let message =
+                            format!("not yet honoured by this version of Skiff; {what} {goes_on} without it");
                         out.later.push(Cause::new(path, Reason::NotSupported, message));
                     }
                     Support::Refused => {
-                        let why = "not supported by this version of Skiff, and the Pod would mean something else without it";
+                        let why = format!(
+                            "not supported by this version of Skiff, and {what} would mean something else without it"
+                        );
                         out.refused.push(Cause::forbidden(path, why));
                     }
                 }

@@ -1,4 +1,5 @@
-//! What the API does by itself: the first namespaces, the end of namespaces, the end of old Events.
+//! What the API does by itself: the first namespaces, the end of namespaces, the end of old Events, and the care
+//! for volumes.
 //!
 //! What always holds: a namespace that is being deleted loses its contents, each as its kind wants to be deleted, and
 //! goes once nothing is left in it; until then nothing new can come into it.
@@ -11,10 +12,10 @@ use tokio::time::{Instant, interval, sleep_until};
 use super::delete::{self, DeleteOptions};
 use super::kinds::namespace::INITIAL;
 use super::resources::{RESOURCES, Strategy, namespaces};
-use super::{events, limits, metadata};
+use super::{events, limits, metadata, volumes};
 use crate::store::{CreateGuard, DeleteGuard, EventKind, Object, Scope, Store, StoreError, StoreExt};
 
-/// Makes the namespaces that every server has.
+/// Makes the namespaces that every server has, and its StorageClass.
 pub async fn make_namespaces(store: &dyn Store) -> Result<(), StoreError> {
     for name in INITIAL {
         let mut namespace = json!({ "apiVersion": "v1", "kind": "Namespace", "metadata": { "name": name } });
@@ -29,15 +30,16 @@ pub async fn make_namespaces(store: &dyn Store) -> Result<(), StoreError> {
             Err(error) => return Err(error),
         }
     }
-    Ok(())
+    volumes::make_class(store).await
 }
 
 /// Runs until the server stops.
-pub(super) async fn run(store: Arc<dyn Store>, mut stop: tokio::sync::watch::Receiver<bool>) {
+pub(crate) async fn run(store: Arc<dyn Store>, mut stop: tokio::sync::watch::Receiver<bool>) {
     // Cancelling loses nothing: whatever was begun is found again in the store after the next start.
     tokio::select! {
         () = end_namespaces(&*store) => {}
         () = end_events(&*store) => {}
+        () = volumes::run(&*store) => {}
         _ = stop.wait_for(|stop| *stop) => {}
     }
 }

@@ -12,6 +12,7 @@ mod delete;
 mod discovery;
 mod dispatch;
 mod events;
+mod features;
 mod housekeeping;
 pub mod identity;
 pub mod kinds;
@@ -33,6 +34,7 @@ mod table;
 mod time;
 mod validate;
 mod verbs;
+mod volumes;
 mod watch;
 
 use std::sync::Arc;
@@ -41,13 +43,18 @@ pub use binding::{Seen, bind, mark_unschedulable, set_condition};
 pub use delete::{DeleteOptions, Deletion, delete};
 pub use dispatch::router;
 pub use events::{Happening, record_event, sweep as sweep_events};
+pub(crate) use features::{FEATURES, features as node_features, wanted as wanted_features};
 pub use housekeeping::make_namespaces;
+#[cfg(test)]
+pub(crate) use housekeeping::run as housekeeping;
 pub use identity::{Identity, StaticTokens, Tokens};
 pub(crate) use metadata::status_of;
+pub(crate) use kinds::volume::{PROVISIONER, node_of, quantity};
 pub use nodes::{LogError, LogOptions, LogStream, Nodes, PodRef};
 pub(crate) use request::in_time;
 pub use serve::serve;
 pub use status::{ApiError, ApiResult};
+pub(crate) use volumes::{bind_claim, claims_of, fits, holder, volume_of};
 
 use crate::store::Store;
 

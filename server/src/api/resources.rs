@@ -3,12 +3,14 @@
 //! What always holds: a kind is served if and only if it stands in [`RESOURCES`]; what it does differently from a plain
 //! document is its [`Strategy`], what `kubectl get` shows of it its columns.
 
+use async_trait::async_trait;
 use serde_json::Value;
 use skiff_protocol::manifest::Cause;
 
 use super::kinds;
+use super::status::ApiResult;
 use super::table::{self, Column};
-use crate::store::Key;
+use crate::store::{Key, Store};
 
 /// What can be done with a resource.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -85,6 +87,7 @@ pub enum NameRule {
 }
 
 /// What a kind does differently from a plain document. Every method has the plain document's answer as its default.
+#[async_trait]
 pub trait Strategy: Sync {
     /// Fills in what Kubernetes fills in when a field is left out. Runs on every write.
     fn default(&self, _object: &mut Value) {}
@@ -100,6 +103,25 @@ pub trait Strategy: Sync {
     /// What of a change is not allowed.
     fn check_update(&self, _old: &Value, _new: &Value) -> Vec<Cause> {
         Vec::new()
+    }
+
+    /// What a write to `resize` makes of the object: the stored one with the resources of the one that was sent.
+    ///
+    /// # Errors
+    /// What of the change is not allowed.
+    fn resize(&self, old: &Value, _sent: &Value) -> Result<Value, Vec<Cause>> {
+        Ok(old.clone())
+    }
+
+    /// What depends on other objects: may fill in what they decide, refuse, and warn. Runs on every write, after the
+    /// checks above; `old` is nothing for a new object.
+    async fn admit(
+        &self,
+        _store: &dyn Store,
+        _old: Option<&Value>,
+        _object: &mut Value,
+    ) -> ApiResult<Vec<String>> {
+        Ok(Vec::new())
     }
 
     /// How many seconds the object stays after its deletion was asked for; 0 removes it at once.
@@ -303,6 +325,46 @@ pub static RESOURCES: &[Resource] = &[
     Resource {
         group: "",
         version: "v1",
+        plural: "persistentvolumeclaims",
+        singular: "persistentvolumeclaim",
+        kind: "PersistentVolumeClaim",
+        short: &["pvc"],
+        categories: &[],
+        namespaced: true,
+        verbs: ALL,
+        subresources: &[Subresource {
+            name: "status",
+            kind: "PersistentVolumeClaim",
+            verbs: STATUS,
+        }],
+        names: NameRule::Subdomain,
+        fields: &[],
+        strategy: &kinds::volume::Claim,
+        columns: table::CLAIM,
+    },
+    Resource {
+        group: "",
+        version: "v1",
+        plural: "persistentvolumes",
+        singular: "persistentvolume",
+        kind: "PersistentVolume",
+        short: &["pv"],
+        categories: &[],
+        namespaced: false,
+        verbs: ALL,
+        subresources: &[Subresource {
+            name: "status",
+            kind: "PersistentVolume",
+            verbs: STATUS,
+        }],
+        names: NameRule::Subdomain,
+        fields: &[],
+        strategy: &kinds::volume::Volume,
+        columns: table::VOLUME,
+    },
+    Resource {
+        group: "",
+        version: "v1",
         plural: "pods",
         singular: "pod",
         kind: "Pod",
@@ -320,6 +382,11 @@ pub static RESOURCES: &[Resource] = &[
                 name: "log",
                 kind: "Pod",
                 verbs: &[Verb::Get],
+            },
+            Subresource {
+                name: "resize",
+                kind: "Pod",
+                verbs: STATUS,
             },
             Subresource {
                 name: "status",
@@ -408,6 +475,22 @@ pub static RESOURCES: &[Resource] = &[
         strategy: &Plain,
         columns: table::LEASE,
     },
+    Resource {
+        group: "storage.k8s.io",
+        version: "v1",
+        plural: "storageclasses",
+        singular: "storageclass",
+        kind: "StorageClass",
+        short: &["sc"],
+        categories: &[],
+        namespaced: false,
+        verbs: ALL,
+        subresources: &[],
+        names: NameRule::Subdomain,
+        fields: &[],
+        strategy: &kinds::volume::Class,
+        columns: table::CLASS,
+    },
 ];
 
 /// The row of a resource by its path.
@@ -423,19 +506,25 @@ pub fn of_key(key: &Key) -> Option<&'static Resource> {
 }
 
 macro_rules! rows {
-    ($($(#[$meta:meta])* $name:ident = $plural:literal;)*) => {$(
+    ($($(#[$meta:meta])* $name:ident = $group:literal $plural:literal;)*) => {$(
         $(#[$meta])*
         pub fn $name() -> &'static Resource {
-            find("", "v1", $plural).expect(concat!($plural, " stands in RESOURCES"))
+            find($group, "v1", $plural).expect(concat!($plural, " stands in RESOURCES"))
         }
     )*};
 }
 
 rows! {
     /// The row of Pods.
-    pods = "pods";
+    pods = "" "pods";
     /// The row of Namespaces.
-    namespaces = "namespaces";
+    namespaces = "" "namespaces";
     /// The row of Events.
-    events = "events";
+    events = "" "events";
+    /// The row of PersistentVolumeClaims.
+    claims = "" "persistentvolumeclaims";
+    /// The row of PersistentVolumes.
+    volumes = "" "persistentvolumes";
+    /// The row of StorageClasses.
+    classes = "storage.k8s.io" "storageclasses";
 }

@@ -130,11 +130,16 @@ fn remove(value: &mut Value, path: &str) {
 
 /// Checks what the object means. Gives back the fields that are kept and not yet honoured, as warnings.
 pub(crate) fn meaning(resource: &Resource, value: &Value) -> Result<Vec<String>, Vec<Cause>> {
-    if resource.kind != "Pod" {
-        return Ok(Vec::new());
-    }
-    let parsed = Pod::parse(value)?;
-    Ok(parsed.warnings.iter().map(ToString::to_string).collect())
+    let warnings = if resource.kind == "Pod" {
+        Pod::parse(value)?.warnings
+    } else {
+        let (warnings, refused) = manifest::not_honoured(resource.kind, value);
+        if !refused.is_empty() {
+            return Err(refused);
+        }
+        warnings
+    };
+    Ok(warnings.iter().map(ToString::to_string).collect())
 }
 
 #[cfg(test)]

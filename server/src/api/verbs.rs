@@ -198,7 +198,9 @@ impl Call<'_> {
             let name = metadata::prepare_create(resource, self.target.namespace(), &mut value)?;
             resource.strategy.default(&mut value);
             resource.strategy.prepare_create(&mut value);
-            let honoured = self.check(&name, &value)?;
+            let mut honoured = self.check(&name, &value)?;
+            let store = &*self.state.store;
+            honoured.extend(resource.strategy.admit(store, None, &mut value).await?);
             match self.store_new(&name, value, dry_run).await {
                 Err(StoreError::Exists(_)) if generated => {}
                 Err(error) => return Err(ApiError::of_store(error, resource, &name)),
@@ -315,6 +317,10 @@ impl Call<'_> {
                 return Err(ApiError::conflict(resource, name));
             }
             warnings.extend(self.check_change(&stored.value, &mut value)?);
+            if self.target.subresource.as_deref() != Some("status") {
+                let (store, old) = (&*self.state.store, Some(&stored.value));
+                warnings.extend(resource.strategy.admit(store, old, &mut value).await?);
+            }
             if dry_run {
                 return Ok(self.show(200, &value, warnings));
             }
@@ -337,6 +343,16 @@ impl Call<'_> {
             }
             return Ok(Vec::new());
         }
+        let resize = self.target.subresource.as_deref() == Some("resize");
+        if resize {
+            *new = match resource.strategy.resize(old, new) {
+                Ok(resized) => resized,
+                Err(causes) => {
+                    self.refuse(name, &causes)?;
+                    old.clone()
+                }
+            };
+        }
         if let (true, Value::Object(object)) = (resource.has_status(), &mut *new) {
             match old.get("status") {
                 Some(status) => object.insert("status".into(), status.clone()),
@@ -344,7 +360,9 @@ impl Call<'_> {
             };
         }
         resource.strategy.default(new);
-        self.refuse(name, &resource.strategy.check_update(old, new))?;
+        if !resize {
+            self.refuse(name, &resource.strategy.check_update(old, new))?;
+        }
         let mut warnings = self.check(name, new)?;
         let known = validate::meaning(resource, old).unwrap_or_default();
         warnings.retain(|warning| !known.contains(warning));

@@ -19,10 +19,11 @@ use serde_json::Value;
 use skiff_protocol::pod::Pod;
 use skiff_protocol::uid::Uid;
 use skiff_protocol::wire::desired::Index;
-use skiff_protocol::wire::spec::{ConfigData, Object as Wire, ObjectKey};
+use skiff_protocol::wire::spec::{ConfigData, Object as Wire, ObjectKey, PersistentVolume};
 use skiff_protocol::{Digest, limits as bounds, sha256};
 
 use super::limits;
+use crate::api::{holder, node_of, quantity};
 use crate::store::{Key, Object};
 
 /// An object as it travels.
@@ -78,6 +79,8 @@ pub(crate) struct World {
     of_uid: BTreeMap<Uid, Key>,
     configs: BTreeMap<ConfigKey, Arc<Compiled>>,
     readers: BTreeMap<ConfigKey, BTreeSet<Key>>,
+    /// By name: the node that keeps it, and the volume.
+    volumes: BTreeMap<String, (String, Arc<Compiled>)>,
 }
 
 impl World {
@@ -87,6 +90,7 @@ impl World {
             "pods" => self.put_pod(object),
             "configmaps" => self.put_config(false, object),
             "secrets" => self.put_config(true, object),
+            "persistentvolumes" => self.put_volume(object),
             _ => BTreeSet::new(),
         }
     }
@@ -100,6 +104,10 @@ impl World {
             }
             "configmaps" => false,
             "secrets" => true,
+            "persistentvolumes" => {
+                let gone = self.volumes.remove(&key.name);
+                return gone.into_iter().map(|(node, _)| node).collect();
+            }
             _ => return BTreeSet::new(),
         };
         let key = (secret, key.namespace.clone(), key.name.clone());
@@ -113,6 +121,10 @@ impl World {
     pub(crate) fn keys(&self, resource: &str) -> Vec<Key> {
         match resource {
             "pods" => self.pods.keys().cloned().collect(),
+            "persistentvolumes" => {
+                let names = self.volumes.keys();
+                names.map(|name| Key::cluster(resource, name)).collect()
+            }
             _ => {
                 let secret = resource == "secrets";
                 let ours = self.configs.keys().filter(|key| key.0 == secret);
@@ -143,6 +155,10 @@ impl World {
     /// What the node shall have; `announced` is what it was told last.
     pub(crate) fn desired(&self, node: &str, announced: Option<&Index>) -> NodeState {
         let mut state = NodeState::default();
+        // First and all of them: a node removes the files of a volume that it shall no longer have.
+        let volumes = self.volumes.iter().filter(|(_, (keeper, _))| keeper == node);
+        let volumes = volumes.map(|(name, (_, it))| (ObjectKey::Volume(name.clone()), it.clone()));
+        state.objects.extend(volumes);
         let entries = self.of_node.get(node).into_iter().flatten();
         let entries = entries.filter_map(|key| self.pods.get(key));
         let (mut ended, mut entries): (Vec<&PodEntry>, Vec<_>) = entries
@@ -315,6 +331,23 @@ impl World {
         self.nodes_that_read(&key)
     }
 
+    fn put_volume(&mut self, object: &Arc<Object>) -> BTreeSet<String> {
+        let before = self.volumes.get(&object.key.name);
+        let Some((node, compiled)) = compile_volume(object) else {
+            // Its source and node cannot change, so this is one that was never sent.
+            tracing::warn!(object = %object.key, "is no volume of a node");
+            return BTreeSet::new();
+        };
+        if before.is_some_and(|(keeper, it)| *keeper == node && it.digest == compiled.digest) {
+            return BTreeSet::new();
+        }
+        let mut dirty = BTreeSet::from([node.clone()]);
+        dirty.extend(before.map(|(keeper, _)| keeper.clone()));
+        let entry = (node, Arc::new(compiled));
+        self.volumes.insert(object.key.name.clone(), entry);
+        dirty
+    }
+
     fn nodes_that_read(&self, key: &ConfigKey) -> BTreeSet<String> {
         let pods = self.readers.get(key).into_iter().flatten();
         let nodes = pods
@@ -454,6 +487,23 @@ fn compile_config(secret: bool, object: &Object) -> Result<Compiled, String> {
     } else {
         Wire::ConfigMap(data)
     })
+}
+
+/// The node that keeps the volume, and the volume as it travels.
+fn compile_volume(object: &Object) -> Option<(String, Compiled)> {
+    let value = &object.value;
+    let node = node_of(value)?.to_owned();
+    let bound = value["status"]["phase"] == "Bound";
+    let claim = holder(value).filter(|_| bound);
+    let capacity = quantity(&value["spec"]["capacity"]["storage"]);
+    let volume = PersistentVolume {
+        name: object.key.name.clone(),
+        claim: claim.map_or_else(Default::default, |(key, _)| (key.namespace, key.name)),
+        capacity: capacity.map_or(0, |it| it.value().unsigned_abs()),
+        delete: text(value, "/spec/persistentVolumeReclaimPolicy") == "Delete",
+    };
+    let compiled = encode(&Wire::Volume(volume)).ok()?;
+    Some((node, compiled))
 }
 
 fn encode(object: &Wire) -> Result<Compiled, String> {

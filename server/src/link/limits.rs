@@ -71,6 +71,9 @@ pub const EVENT_RATE: u32 = 4;
 /// Labels that a node may bring.
 pub const LABELS: usize = 64;
 
+/// Extended resources and sizes of huge pages that a node may bring.
+pub const EXTENDED: usize = 64;
+
 /// Conditions that a node may bring.
 pub const CONDITIONS: usize = 32;
 

@@ -6,12 +6,13 @@
 use std::net::IpAddr;
 
 use serde_json::{Map, Value, json};
+use skiff_protocol::quantity::Quantity;
 use skiff_protocol::topic::NodeName;
-use skiff_protocol::wire::NodeInfo;
+use skiff_protocol::wire::{NodeInfo, feature};
 
 use super::limits;
 use super::status::{bounded, set_condition};
-use crate::api::status_of;
+use crate::api::{FEATURES, status_of};
 
 /// Names the labels that came from the node, so that they go when its configuration drops them.
 const OWN_LABELS: &str = "skiff.io/node-labels";
@@ -38,6 +39,7 @@ pub(crate) fn new_node(name: &NodeName) -> Value {
 /// Writes what the node said of itself into its document. `now` is the server's time, RFC 3339.
 pub(crate) fn describe(node: &mut Value, name: &NodeName, info: &NodeInfo, now: &str) {
     labels(node, name, info);
+    features(node, info);
     let Some(status) = status_of(node) else { return };
     let cpu = |milli: u64| {
         if milli.is_multiple_of(1000) {
@@ -46,16 +48,22 @@ pub(crate) fn describe(node: &mut Value, name: &NodeName, info: &NodeInfo, now: 
             format!("{milli}m")
         }
     };
-    let resources = |cpu_milli: u64, memory: u64| {
-        json!({
+    let resources = |cpu_milli: u64, memory: u64, storage: u64| {
+        let mut out = json!({
             "cpu": cpu(cpu_milli),
             "memory": format!("{}Ki", memory / 1024),
-            "ephemeral-storage": format!("{}Ki", info.storage / 1024),
+            "ephemeral-storage": format!("{}Ki", storage / 1024),
             "pods": info.pods.to_string(),
-        })
+        });
+        for (name, count) in extended(info) {
+            out[name] = count.into();
+        }
+        out
     };
-    status.insert("capacity".into(), resources(info.cpu_milli, info.memory));
-    let allocatable = resources(info.allocatable_cpu_milli, info.allocatable_memory);
+    let capacity = resources(info.cpu_milli, info.memory, info.storage);
+    status.insert("capacity".into(), capacity);
+    let (cpu_milli, memory) = (info.allocatable_cpu_milli, info.allocatable_memory);
+    let allocatable = resources(cpu_milli, memory, info.allocatable_storage);
     status.insert("allocatable".into(), allocatable);
     let mut addresses = vec![json!({ "type": "Hostname", "address": name.as_str() })];
     if let Ok(address) = info.address.parse::<IpAddr>() {
@@ -77,6 +85,36 @@ pub(crate) fn describe(node: &mut Value, name: &NodeName, info: &NodeInfo, now: 
     });
     status.insert("nodeInfo".into(), node_info);
     own_conditions(status, info, now);
+}
+
+/// Extended resources and huge pages under Kubernetes' names: bytes as a quantity, anything else as a count.
+fn extended(info: &NodeInfo) -> impl Iterator<Item = (&str, String)> {
+    let known = info.extended.iter().filter(|(name, _)| {
+        let pages = name.strip_prefix("hugepages-");
+        let pages = pages.is_some_and(|size| Quantity::parse(size).is_ok());
+        pages || (name.contains('/') && is_label(name, "") && !is_reserved(name))
+    });
+    known.take(limits::EXTENDED).map(|(name, count)| {
+        let bytes = name.starts_with("hugepages-") && count.is_multiple_of(1024);
+        let count = if bytes && *count > 0 {
+            format!("{}Ki", count / 1024)
+        } else {
+            count.to_string()
+        };
+        (name.as_str(), count)
+    })
+}
+
+/// Keeps what the node can do and allows, for whoever applies a Pod and for placement.
+fn features(node: &mut Value, info: &NodeInfo) {
+    let known = feature::ALL
+        .iter()
+        .filter(|it| info.features.iter().any(|said| said == *it));
+    let known: Vec<&str> = known.copied().collect();
+    if !node["metadata"]["annotations"].is_object() {
+        node["metadata"]["annotations"] = json!({});
+    }
+    node["metadata"]["annotations"][FEATURES] = known.join(",").into();
 }
 
 /// The node's own address, where it has one.

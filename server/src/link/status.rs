@@ -12,7 +12,7 @@ use skiff_protocol::wire::status::{
 };
 
 use super::compile::{Refusal, text};
-use crate::api::status_of;
+use crate::api::{quantity, status_of};
 
 /// 2024-01-01: a time before it is that of a node whose clock was never set.
 const PLAUSIBLE: UnixSeconds = 1_704_067_200;
@@ -20,12 +20,7 @@ const PLAUSIBLE: UnixSeconds = 1_704_067_200;
 /// Writes what the node says of a Pod into its document. `host_ip` is the node's own address; `now` is the server's
 /// time, RFC 3339.
 pub(crate) fn apply(pod: &mut Value, said: &PodStatus, host_ip: Option<IpAddr>, now: &str) {
-    let names: Vec<(String, String)> = pod["spec"]["containers"]
-        .as_array()
-        .into_iter()
-        .flatten()
-        .map(|it| (text(it, "/name").to_owned(), text(it, "/image").to_owned()))
-        .collect();
+    let spec = Spec::of(pod);
     let old = pod.get("status").cloned().unwrap_or_else(|| json!({}));
     let times = Times { now };
     let Some(status) = status_of(pod) else { return };
@@ -36,9 +31,12 @@ pub(crate) fn apply(pod: &mut Value, said: &PodStatus, host_ip: Option<IpAddr>, 
         status.insert("hostIPs".into(), json!([{ "ip": host_ip }]));
         status.insert("hostIP".into(), host_ip.into());
     }
-    if said.pod_ip.parse::<IpAddr>().is_ok() {
-        status.insert("podIP".into(), said.pod_ip.clone().into());
-        status.insert("podIPs".into(), json!([{ "ip": said.pod_ip }]));
+    // With the node's network the Pod's address is the node's.
+    let node = host_ip.filter(|_| spec.host_network && !spec.is_pending(said));
+    if let Some(ip) = said.pod_ip.parse::<IpAddr>().ok().or(node) {
+        let ip = ip.to_string();
+        status.insert("podIPs".into(), json!([{ "ip": ip }]));
+        status.insert("podIP".into(), ip.into());
     } else {
         status.remove("podIP");
         status.remove("podIPs");
@@ -47,19 +45,71 @@ pub(crate) fn apply(pod: &mut Value, said: &PodStatus, host_ip: Option<IpAddr>, 
         let time = times.choose(at, old["startTime"].as_str());
         status.insert("startTime".into(), time.into());
     }
-    let statuses: Vec<Value> = said
-        .containers
-        .iter()
+    for (field, said, of) in [
+        ("initContainerStatuses", &said.init_containers, &spec.init),
+        ("containerStatuses", &said.containers, &spec.containers),
+    ] {
+        if said.is_empty() && field == "initContainerStatuses" {
+            status.remove(field);
+        } else {
+            status.insert(field.into(), statuses(said, of, &old[field], &times).into());
+        }
+    }
+    conditions(status, said, &spec, &times);
+    resize_conditions(status, said, now);
+}
+
+/// What of a Pod's spec its status is made with.
+struct Spec {
+    host_network: bool,
+    init: Vec<Written>,
+    containers: Vec<Written>,
+}
+
+/// A container as its Pod's spec has it.
+struct Written {
+    name: String,
+    image: String,
+    sidecar: bool,
+    resources: Value,
+}
+
+impl Spec {
+    fn of(pod: &Value) -> Self {
+        let list = |field: &str| {
+            let list = pod["spec"][field].as_array().into_iter().flatten();
+            list.map(|it| Written {
+                name: text(it, "/name").to_owned(),
+                image: text(it, "/image").to_owned(),
+                sidecar: it["restartPolicy"] == "Always",
+                resources: it["resources"].clone(),
+            })
+            .collect()
+        };
+        Self {
+            host_network: pod["spec"]["hostNetwork"] == true,
+            init: list("initContainers"),
+            containers: list("containers"),
+        }
+    }
+
+    /// Whether nothing of it has run yet.
+    fn is_pending(&self, said: &PodStatus) -> bool {
+        let mut all = said.init_containers.iter().chain(&said.containers);
+        all.all(|it| matches!(it.state, ContainerState::Waiting { .. }) && it.last.is_none())
+    }
+}
+
+fn statuses(said: &[ContainerStatus], of: &[Written], before: &Value, times: &Times<'_>) -> Vec<Value> {
+    said.iter()
         .take(limits::CONTAINERS)
         .filter_map(|it| {
-            let (_, image) = names.iter().find(|(name, _)| *name == it.name)?;
-            let mut before = old["containerStatuses"].as_array().into_iter().flatten();
+            let written = of.iter().find(|written| written.name == it.name)?;
+            let mut before = before.as_array().into_iter().flatten();
             let before = before.find(|old| old["name"] == it.name.as_str());
-            Some(container(it, image, before.unwrap_or(&Value::Null), &times))
+            Some(container(it, written, before.unwrap_or(&Value::Null), times))
         })
-        .collect();
-    status.insert("containerStatuses".into(), statuses.into());
-    conditions(status, said, &names, &times);
+        .collect()
 }
 
 /// Marks a Pod that no node shall run.
@@ -133,22 +183,24 @@ pub(crate) fn set_condition(
     set_text(condition, "message", message);
 }
 
-fn conditions(
-    status: &mut Map<String, Value>,
-    said: &PodStatus,
-    names: &[(String, String)],
-    times: &Times<'_>,
-) {
+fn conditions(status: &mut Map<String, Value>, said: &PodStatus, spec: &Spec, times: &Times<'_>) {
     let ended = match said.phase {
         Phase::Succeeded => Some("PodCompleted"),
         Phase::Failed => Some("PodFailed"),
         Phase::Pending | Phase::Running => None,
     };
-    let unready: Vec<&str> = names
-        .iter()
-        .filter(|(name, _)| !said.containers.iter().any(|it| it.name == *name && it.ready))
-        .map(|(name, _)| name.as_str())
+    let is_ready = |name: &str| {
+        let mut all = said.containers.iter().chain(&said.init_containers);
+        all.any(|it| it.name == name && it.ready)
+    };
+    // Sidecars run beside the containers, and are counted with them.
+    let sidecars = spec.init.iter().filter(|it| it.sidecar);
+    let unready: Vec<&str> = sidecars
+        .chain(&spec.containers)
+        .map(|it| it.name.as_str())
+        .filter(|name| !is_ready(name))
         .collect();
+    let initialized = said.initialized_since.is_some() || spec.init.is_empty();
     let ready = said.ready() && unready.is_empty();
     let (value, reason, message) = match (ready, ended) {
         (true, _) => ("True", "", String::new()),
@@ -158,33 +210,86 @@ fn conditions(
             ("False", "ContainersNotReady", message)
         }
     };
-    let since = said
-        .ready_since
-        .filter(|_| ready)
-        .map_or(times.now.to_owned(), |at| times.choose(at, None));
-    let initialized = if said.phase == Phase::Succeeded {
-        "PodCompleted"
-    } else {
-        ""
+    let since = |at: Option<UnixSeconds>, holds: bool| {
+        let at = at.filter(|_| holds);
+        at.map_or(times.now.to_owned(), |at| times.choose(at, None))
     };
+    let ready_since = since(said.ready_since, ready);
+    // The sandbox and its network are there once the Pod has an address, or something of it has run.
+    let sandbox = ended.is_none() && (!said.pod_ip.is_empty() || !spec.is_pending(said));
+    let sandbox = if sandbox { "True" } else { "False" };
+    set_condition(status, "PodReadyToStartContainers", sandbox, "", "", times.now);
     set_condition(status, "PodScheduled", "True", "", "", times.now);
-    set_condition(status, "Initialized", "True", initialized, "", times.now);
-    set_condition(status, "ContainersReady", value, reason, &message, &since);
-    set_condition(status, "Ready", value, reason, &message, &since);
+    let at = since(said.initialized_since, initialized);
+    if initialized {
+        let reason = if said.phase == Phase::Succeeded {
+            "PodCompleted"
+        } else {
+            ""
+        };
+        set_condition(status, "Initialized", "True", reason, "", &at);
+    } else {
+        let (reason, message) = match said.phase {
+            Phase::Failed => ("PodFailed", String::new()),
+            _ => ("ContainersNotInitialized", uninitialized(said, spec)),
+        };
+        set_condition(status, "Initialized", "False", reason, &message, &at);
+    }
+    set_condition(status, "ContainersReady", value, reason, &message, &ready_since);
+    set_condition(status, "Ready", value, reason, &message, &ready_since);
 }
 
-fn container(said: &ContainerStatus, image: &str, before: &Value, times: &Times<'_>) -> Value {
-    let running = matches!(said.state, ContainerState::Running { .. });
+/// Which init containers have not done their part: ended well, or started where they are sidecars.
+fn uninitialized(said: &PodStatus, spec: &Spec) -> String {
+    let (mut unknown, mut incomplete) = (Vec::new(), Vec::new());
+    for written in &spec.init {
+        let Some(it) = said.init_containers.iter().find(|it| it.name == written.name) else {
+            unknown.push(written.name.as_str());
+            continue;
+        };
+        let done = match &it.state {
+            ContainerState::Terminated(ended) => ended.exit_code == 0,
+            ContainerState::Running { .. } => written.sidecar && it.started,
+            ContainerState::Waiting { .. } => false,
+        };
+        if !done {
+            incomplete.push(written.name.as_str());
+        }
+    }
+    let parts = [("unknown", unknown), ("incomplete", incomplete)].into_iter();
+    let parts = parts.filter(|(_, names)| !names.is_empty());
+    let parts = parts.map(|(word, names)| format!("containers with {word} status: [{}]", names.join(" ")));
+    parts.collect::<Vec<_>>().join(", ")
+}
+
+/// `PodResizePending` while the node cannot, or cannot yet, give what is asked for; `PodResizeInProgress` where it
+/// tried and failed.
+fn resize_conditions(status: &mut Map<String, Value>, said: &PodStatus, now: &str) {
+    let (pending, progress) = ("PodResizePending", "PodResizeInProgress");
+    let (kept, reason, message) = match &said.resize {
+        None => ("", "", ""),
+        Some((reason, message)) if reason == "Error" => (progress, reason.as_str(), message.as_str()),
+        Some((reason, message)) => (pending, reason.as_str(), message.as_str()),
+    };
+    if let Some(list) = status.get_mut("conditions").and_then(Value::as_array_mut) {
+        list.retain(|it| it["type"] == kept || (it["type"] != pending && it["type"] != progress));
+    }
+    if !kept.is_empty() {
+        set_condition(status, kept, "True", &bounded(reason), &bounded(message), now);
+    }
+}
+
+fn container(said: &ContainerStatus, written: &Written, before: &Value, times: &Times<'_>) -> Value {
     let last = said.last.as_ref().map_or_else(
         || json!({}),
         |it| json!({ "terminated": terminated(it, &before["lastState"]["terminated"], times) }),
     );
     let mut out = json!({
         "name": said.name,
-        "image": image,
+        "image": written.image,
         "imageID": bounded(&said.image_id),
         "ready": said.ready,
-        "started": running,
+        "started": said.started,
         "restartCount": said.restart_count,
         "state": state(&said.state, &before["state"], times),
         "lastState": last,
@@ -192,7 +297,55 @@ fn container(said: &ContainerStatus, image: &str, before: &Value, times: &Times<
     if !said.container_id.is_empty() {
         out["containerID"] = container_id(&said.container_id).into();
     }
+    if let Some(it) = &said.resources {
+        let limits = amounts(it.cpu_limit, it.memory_limit, &written.resources["limits"]);
+        let requests = amounts(it.cpu_request, it.memory_request, &written.resources["requests"]);
+        out["resources"] = json!({});
+        if !limits.is_empty() {
+            out["resources"]["limits"] = limits.into();
+        }
+        if !requests.is_empty() {
+            out["allocatedResources"] = requests.clone().into();
+            out["resources"]["requests"] = requests.into();
+        }
+    }
     out
+}
+
+/// What is in force, in the words of the spec where it is the same.
+fn amounts(cpu: Option<u64>, memory: Option<u64>, written: &Value) -> Map<String, Value> {
+    let number = |it: i64| it.unsigned_abs();
+    let cpu = cpu.map(|cpu| {
+        let same = quantity(&written["cpu"]).is_some_and(|it| number(it.milli()) == cpu);
+        let text = if cpu.is_multiple_of(1000) {
+            (cpu / 1000).to_string()
+        } else {
+            format!("{cpu}m")
+        };
+        ("cpu", same, text)
+    });
+    let memory = memory.map(|memory| {
+        let same = quantity(&written["memory"]).is_some_and(|it| number(it.value()) == memory);
+        ("memory", same, bytes(memory))
+    });
+    let both = [cpu, memory].into_iter().flatten();
+    both.map(|(name, same, text)| {
+        let value = if same { written[name].clone() } else { text.into() };
+        (name.to_owned(), value)
+    })
+    .collect()
+}
+
+/// The largest binary unit that needs no fraction.
+fn bytes(value: u64) -> String {
+    let units = [(1 << 30, "Gi"), (1 << 20, "Mi"), (1 << 10, "Ki")];
+    let unit = units
+        .iter()
+        .find(|(unit, _)| value > 0 && value.is_multiple_of(*unit));
+    unit.map_or_else(
+        || value.to_string(),
+        |(unit, name)| format!("{}{name}", value / unit),
+    )
 }
 
 fn state(said: &ContainerState, before: &Value, times: &Times<'_>) -> Value {

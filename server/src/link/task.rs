@@ -31,7 +31,7 @@ use crate::events::{Happening, Recorder};
 use crate::store::{self, EventKind, Scope, Store, StoreError, StoreExt, Watch};
 
 /// What desired states are made of.
-const RESOURCES: [&str; 3] = ["pods", "configmaps", "secrets"];
+const RESOURCES: [&str; 4] = ["pods", "configmaps", "secrets", "persistentvolumes"];
 /// How long the last words of the nodes may take to the disk when the server stops.
 const DRAIN: Duration = Duration::from_secs(5);
 /// How often the connection to the broker is tested; a dead one is noticed within one and a half times this.
@@ -168,13 +168,14 @@ impl Task {
         loop {
             self.pump();
             let due = self.timers.first().map(|(at, _)| *at);
-            let [pods, maps, secrets] = &mut watches;
+            let [pods, maps, secrets, volumes] = &mut watches;
             tokio::select! {
                 // Every arm waits for something that stays where it is when another arm is taken.
                 event = self.client.next() => self.transport(event),
                 event = pods.next() => if !self.changed(event, pods)? { return Ok(()) },
                 event = maps.next() => if !self.changed(event, maps)? { return Ok(()) },
                 event = secrets.next() => if !self.changed(event, secrets)? { return Ok(()) },
+                event = volumes.next() => if !self.changed(event, volumes)? { return Ok(()) },
                 done = self.writes.next() => self.written(done),
                 () = bell.wait() => self.serve_streams(),
                 () = async { match due { Some(at) => sleep_until(at).await, None => std::future::pending().await } } => {
@@ -214,7 +215,7 @@ impl Task {
     }
 
     /// Brings the world up to what is stored now.
-    async fn load(&mut self) -> Result<[Watch; 3], StoreError> {
+    async fn load(&mut self) -> Result<[Watch; 4], StoreError> {
         let mut watches = Vec::with_capacity(RESOURCES.len());
         for resource in RESOURCES {
             let (objects, revision) = self.store.list_all(&Scope::all(resource)).await?;

@@ -6,13 +6,24 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use futures_util::future::select_all;
 use serde_json::Value;
 use tokio::sync::watch;
 
-use super::{Amount, Needs, Node, place, taken};
+use super::volumes::Volumes;
+use super::{Amount, Needs, Node, place, taken, unplaceable};
 use crate::api::{self, ApiResult, Seen};
 use crate::events::{Happening, Recorder};
 use crate::store::{Event, EventKind, Key, Object, Scope, Store, StoreError, StoreExt, Watch};
+
+/// What decides about placement. Volumes before Pods, so that a Pod never seems to lack what is there.
+const RESOURCES: [&str; 5] = [
+    "nodes",
+    "storageclasses.storage.k8s.io",
+    "persistentvolumes",
+    "persistentvolumeclaims",
+    "pods",
+];
 
 /// Who says so in events, and whose Pods these are (`spec.schedulerName`).
 const SCHEDULER: &str = "default-scheduler";
@@ -24,6 +35,9 @@ struct State {
     used: BTreeMap<String, Amount>,
     /// Oldest first: creationTimestamp, then key.
     waiting: BTreeMap<(String, Key), Arc<Object>>,
+    /// Pods that have a node, from whomever, and claims without a volume.
+    unbound: BTreeMap<Key, Arc<Object>>,
+    volumes: Volumes,
 }
 
 /// Places Pods until `stop` is set or the store is closed.
@@ -60,25 +74,27 @@ enum Ended {
 /// Lists, then follows the store. Ends when the store does.
 async fn follow(store: &dyn Store, events: &Recorder) -> Result<(), Ended> {
     let mut state = State::default();
-    let (nodes, revision) = store.list_all(&Scope::all("nodes")).await?;
-    let mut node_events = store.watch(Scope::all("nodes"), Some(revision))?;
-    let (pods, revision) = store.list_all(&Scope::all("pods")).await?;
-    let mut pod_events = store.watch(Scope::all("pods"), Some(revision))?;
-    for object in nodes.iter().chain(&pods) {
-        state.put(object);
+    let mut watches = Vec::with_capacity(RESOURCES.len());
+    for resource in RESOURCES {
+        let (objects, revision) = store.list_all(&Scope::all(resource)).await?;
+        watches.push(store.watch(Scope::all(resource), Some(revision))?);
+        for object in &objects {
+            state.put(object);
+        }
     }
     loop {
         state.place_all(store, events).await?;
         let mut changed = false;
         while !changed {
-            let event = tokio::select! {
-                // Waiting for an event can be cancelled without losing one.
-                event = node_events.next() => event,
-                event = pod_events.next() => event,
-            };
+            // Waiting for an event can be cancelled without losing one.
+            let next = watches.iter_mut().map(|watch| Box::pin(watch.next()));
+            let (event, _, others) = select_all(next).await;
+            drop(others);
             let Some(event) = event else { return Ok(()) };
             changed = state.take(&event?);
-            changed |= state.drain(&mut node_events) | state.drain(&mut pod_events);
+            for watch in &mut watches {
+                changed |= state.drain(watch);
+            }
         }
     }
 }
@@ -95,16 +111,24 @@ impl State {
     /// Whether a Pod might be placed now that could not be before.
     fn take(&mut self, event: &Event) -> bool {
         match event.kind {
+            EventKind::Deleted if self.volumes.take(&event.object, true) => true,
             EventKind::Deleted => self.remove(&event.object),
             EventKind::Added | EventKind::Modified => self.put(&event.object),
         }
     }
 
     fn put(&mut self, object: &Arc<Object>) -> bool {
+        if self.volumes.take(object, false) {
+            return true;
+        }
         if object.key.resource == "nodes" {
-            let node = Node::of(&object.value);
-            let before = self.nodes.insert(object.key.name.clone(), node);
-            return before.as_ref() != self.nodes.get(&object.key.name);
+            let mut node = Node::of(&object.value);
+            let before = self.nodes.remove(&object.key.name);
+            // Counted before each placement, and no change of the node's own.
+            node.volumes = before.as_ref().map_or(0, |it| it.volumes);
+            let changed = before.as_ref() != Some(&node);
+            self.nodes.insert(object.key.name.clone(), node);
+            return changed;
         }
         let freed = self.remove(object);
         let node = object.value["spec"]["nodeName"].as_str().unwrap_or_default();
@@ -116,8 +140,13 @@ impl State {
             return true;
         }
         let amount = taken(&object.value);
+        let ended = amount == Amount::default();
         self.bind(&object.key, node, amount);
-        freed && amount == Amount::default()
+        let claims = !ended && !api::claims_of(&object.value).is_empty();
+        if claims {
+            self.unbound.insert(object.key.clone(), object.clone());
+        }
+        (freed && ended) || claims
     }
 
     /// Whether room was freed.
@@ -127,27 +156,36 @@ impl State {
             return false;
         }
         self.waiting.remove(&place_in_line(object));
+        self.unbound.remove(&object.key);
         let Some((node, amount)) = self.bound.remove(&object.key) else {
             return false;
         };
         if let Some(used) = self.used.get_mut(&node) {
-            *used = used.minus(amount);
+            *used = used.minus(&amount);
         }
         true
     }
 
     fn bind(&mut self, key: &Key, node: &str, amount: Amount) {
-        self.bound.insert(key.clone(), (node.to_owned(), amount));
         let used = self.used.entry(node.to_owned()).or_default();
-        *used = used.plus(amount);
+        *used = used.plus(&amount);
+        self.bound.insert(key.clone(), (node.to_owned(), amount));
     }
 
     async fn place_all(&mut self, store: &dyn Store, events: &Recorder) -> ApiResult<()> {
+        self.volumes.count(&mut self.nodes);
         let waiting: Vec<_> = self.waiting.values().cloned().collect();
         for pod in waiting {
-            match place(&Needs::of(&pod.value), &self.nodes, &self.used) {
+            let node = match self.volumes.needs(&pod.value) {
+                Ok(volumes) => place(&Needs::of(&pod.value).with(volumes), &self.nodes, &self.used),
+                Err(why) => Err(unplaceable(self.nodes.len(), &why)),
+            };
+            match node {
                 Ok(node) => {
-                    if bind(store, events, &pod, &node).await? {
+                    // The volumes first: a Pod that is bound to a node finds them there.
+                    if self.bind_claims(store, events, &pod, &node).await?
+                        && bind(store, events, &pod, &node).await?
+                    {
                         self.waiting.remove(&place_in_line(&pod));
                         self.bind(&pod.key, &node, taken(&pod.value));
                     }
@@ -155,7 +193,37 @@ impl State {
                 Err(why) => report(store, events, &pod, &why).await?,
             }
         }
+        let placed: Vec<_> = self.unbound.values().cloned().collect();
+        for pod in placed.iter().filter(|pod| self.volumes.unbound(&pod.value)) {
+            let node = pod.value["spec"]["nodeName"].as_str().unwrap_or_default();
+            self.bind_claims(store, events, pod, node).await?;
+        }
         Ok(())
+    }
+
+    /// Binds the Pod's claims to volumes of the node; `false` when one changed meanwhile, whose event then brings the
+    /// Pod back.
+    async fn bind_claims(
+        &self,
+        store: &dyn Store,
+        events: &Recorder,
+        pod: &Object,
+        node: &str,
+    ) -> ApiResult<bool> {
+        for key in api::claims_of(&pod.value) {
+            match api::bind_claim(store, &key, node).await {
+                Ok(None) => {}
+                Ok(Some(volume)) => {
+                    if let Some(claim) = self.volumes.claim(&key) {
+                        let message = format!("Successfully provisioned volume {volume}");
+                        events.tell(claim, happening(false, "ProvisioningSucceeded", message));
+                    }
+                }
+                Err(error) if matches!(error.code, 404 | 409) => return Ok(false),
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(true)
     }
 }
 

@@ -261,3 +261,50 @@ fn a_placed_pod() {
         kubectl.ok("get pods", &["No resources found"]);
     });
 }
+
+#[test]
+fn storage_as_kubectl_prints_it() {
+    each(|kubectl| {
+        kubectl.ok(
+            "get sc",
+            &[
+                "node-local (default)",
+                "skiff.io/node-local",
+                "WaitForFirstConsumer",
+                "true",
+            ],
+        );
+        let claim = json!({ "apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": { "name": "data" },
+            "spec": { "accessModes": ["ReadWriteOnce"], "resources": { "requests": { "storage": "1Gi" } } } });
+        kubectl.check(
+            "apply -f -",
+            &claim,
+            true,
+            &["persistentvolumeclaim/data created"],
+        );
+        let volume = json!({ "apiVersion": "v1", "kind": "PersistentVolume", "metadata": { "name": "old" },
+            "spec": { "accessModes": ["ReadWriteOnce", "ReadOnlyMany"], "capacity": { "storage": "2Gi" },
+                "storageClassName": "by-hand", "csi": { "driver": "skiff.io/node-local", "volumeHandle": "old" },
+                "nodeAffinity": { "required": { "nodeSelectorTerms": [{ "matchExpressions": [
+                    { "key": "kubernetes.io/hostname", "operator": "In", "values": ["n1"] } ] }] } } } });
+        kubectl.check("apply -f -", &volume, true, &["persistentvolume/old created"]);
+        kubectl.ok(
+            "get pvc,pv,sc",
+            &[
+                "persistentvolumeclaim/data",
+                "persistentvolume/old",
+                "RWO,ROX",
+                "Retain",
+                "storageclass.storage.k8s.io/node-local",
+            ],
+        );
+        kubectl.ok("describe pvc data", &["node-local", "Pending"]);
+        kubectl.ok(
+            "describe pv old",
+            &["skiff.io/node-local", "kubernetes.io/hostname in [n1]"],
+        );
+        // kubectl waits until nothing holds it back any more.
+        kubectl.ok("delete pvc data", &["deleted"]);
+        kubectl.ok("delete pv old", &["deleted"]);
+    });
+}

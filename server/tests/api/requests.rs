@@ -853,3 +853,156 @@ fn the_same_event_counts_and_old_ones_go() {
     assert_eq!(server.block_on(api::sweep_events(&*server.store)).unwrap(), 1);
     assert_eq!(counts().len(), 1);
 }
+
+const CLAIMS: &str = "/api/v1/namespaces/default/persistentvolumeclaims";
+const VOLUMES: &str = "/api/v1/persistentvolumes";
+const CLASSES: &str = "/apis/storage.k8s.io/v1/storageclasses";
+
+fn claim(name: &str) -> Value {
+    json!({ "apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": { "name": name },
+        "spec": { "accessModes": ["ReadWriteOnce"], "resources": { "requests": { "storage": "1Gi" } } } })
+}
+
+#[test]
+fn claims_volumes_and_classes() {
+    let server = Server::start();
+    let class = server.get(&format!("{CLASSES}/node-local")).expect(200);
+    assert_eq!(class["provisioner"], "skiff.io/node-local");
+    let created = server.call("POST", CLAIMS, &claim("data")).expect(201);
+    for (pointer, expected) in [
+        ("/spec/storageClassName", json!("node-local")),
+        ("/spec/volumeMode", json!("Filesystem")),
+        ("/status/phase", json!("Pending")),
+        ("/metadata/finalizers", json!(["kubernetes.io/pvc-protection"])),
+    ] {
+        assert_eq!(created.pointer(pointer), Some(&expected), "{pointer}");
+    }
+    let refused = |path: &str, body: Value, part: &str| {
+        let method = if path.ends_with("/data") { "PATCH" } else { "POST" };
+        let status = server.call(method, path, &body).expect(422);
+        let message = status["message"].as_str().unwrap();
+        assert!(message.contains(part), "{message}");
+    };
+    let mut block = claim("b");
+    block["spec"]["volumeMode"] = "Block".into();
+    refused(CLAIMS, block, "spec.volumeMode: Unsupported value: \"Block\"");
+    let mut source = claim("b");
+    source["spec"]["dataSource"] = json!({ "kind": "PersistentVolumeClaim", "name": "x" });
+    refused(
+        CLAIMS,
+        source,
+        "spec.dataSource: Forbidden: not supported by this version of Skiff",
+    );
+    let data = format!("{CLAIMS}/data");
+    refused(
+        &data,
+        json!({ "spec": { "accessModes": ["ReadOnlyMany"] } }),
+        "spec: Forbidden: spec is immutable after creation",
+    );
+    let volume = json!({ "apiVersion": "v1", "kind": "PersistentVolume", "metadata": { "name": "v" },
+        "spec": { "accessModes": ["ReadWriteOnce"], "capacity": { "storage": "1Gi" }, "local": { "path": "/x" } } });
+    refused(
+        VOLUMES,
+        volume,
+        "spec.local: Forbidden: a PersistentVolume here is a directory that its node makes",
+    );
+    let class = json!({ "apiVersion": "storage.k8s.io/v1", "kind": "StorageClass", "metadata": { "name": "c" },
+        "provisioner": "ebs.csi.aws.com" });
+    refused(
+        CLASSES,
+        class,
+        "provisioner: Unsupported value: \"ebs.csi.aws.com\"",
+    );
+    // Nobody uses it, so nothing holds it back.
+    server.call("DELETE", &data, &Value::Null).expect(200);
+    for _ in 0..200 {
+        if server.get(&data).code == 404 {
+            return;
+        }
+        std::thread::sleep(std::time::Duration::from_millis(10));
+    }
+    panic!("{}", server.get(&data).text);
+}
+
+#[test]
+fn pods_are_resized_through_their_own_path_only() {
+    let server = Server::start();
+    let mut pod = pod("a");
+    pod["spec"]["containers"][0]["resources"] =
+        json!({ "requests": { "cpu": "100m" }, "limits": { "cpu": "200m" } });
+    server.call("POST", PODS, &pod).expect(201);
+    let patch = |cpu: &str| json!({ "spec": { "containers": [{ "name": "app", "resources": { "limits": { "cpu": cpu } } }] } });
+    let send = |path: &str, body: &Value| {
+        let path = format!("{PODS}/a{path}");
+        server.call_as("PATCH", &path, "application/strategic-merge-patch+json", body)
+    };
+    let status = send("", &patch("300m")).expect(422);
+    let message = status["message"].as_str().unwrap();
+    assert!(
+        message.contains("pod updates may not change fields other than"),
+        "{message}"
+    );
+    let resized = send("/resize", &patch("300m")).expect(200);
+    let resources = &resized["spec"]["containers"][0]["resources"];
+    assert_eq!(
+        *resources,
+        json!({ "requests": { "cpu": "100m" }, "limits": { "cpu": "300m" } })
+    );
+    let status = send("/resize", &patch("50m")).expect(422);
+    let message = status["message"].as_str().unwrap();
+    assert!(
+        message.contains("must be less than or equal to cpu limit of 50m"),
+        "{message}"
+    );
+    server.get(&format!("{PODS}/a/resize")).expect(200);
+}
+
+#[test]
+fn what_no_node_has_is_said_when_it_is_applied() {
+    let server = Server::start();
+    let asking = |name: &str, node: &str| {
+        let mut pod = pod(name);
+        pod["spec"]["securityContext"] = json!({ "appArmorProfile": { "type": "RuntimeDefault" } });
+        pod["spec"]["containers"][0]["resources"] = json!({ "limits": { "x.io/arm": "1" } });
+        pod["spec"]["nodeName"] = node.into();
+        server.call("POST", PODS, &pod)
+    };
+    let warned = |answer: &crate::harness::Answer, part: &str| {
+        assert_eq!(answer.code, 201, "{}", answer.text);
+        assert!(
+            answer.warnings.iter().any(|it| it.contains(part)),
+            "{:?}",
+            answer.warnings
+        );
+    };
+    let none = asking("a", "");
+    warned(
+        &none,
+        "spec.securityContext.appArmorProfile: no node has or allows it (apparmor)",
+    );
+    warned(&none, "no node has x.io/arm");
+    warned(&asking("b", "n"), "there is no node \\\"n\\\" yet");
+    let node = |features: &str| {
+        json!({ "apiVersion": "v1", "kind": "Node",
+            "metadata": { "name": "n", "annotations": { "skiff.io/features": features } },
+            "status": { "allocatable": { "x.io/arm": "2" } } })
+    };
+    server
+        .call("POST", "/api/v1/nodes", &node("host-pid"))
+        .expect(201);
+    let status = asking("c", "n").expect(422);
+    assert_eq!(
+        status["details"]["causes"][0]["field"],
+        "spec.securityContext.appArmorProfile"
+    );
+    server
+        .call("PUT", "/api/v1/nodes/n", &node("apparmor"))
+        .expect(200);
+    let answer = asking("d", "n");
+    assert_eq!(answer.code, 201, "{}", answer.text);
+    assert!(
+        !answer.warnings.iter().any(|it| it.contains("node")),
+        "{:?}",
+        answer.warnings
+    );
+}

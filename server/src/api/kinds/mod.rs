@@ -4,3 +4,4 @@ pub mod data;
 pub mod event;
 pub mod namespace;
 pub mod pod;
+pub mod volume;

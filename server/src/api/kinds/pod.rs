@@ -3,11 +3,18 @@
 //! What always holds: a stored Pod has every default filled in, so that readers never guess; its spec stays what the
 //! node was told, but for the few fields that Kubernetes lets change.
 
+use async_trait::async_trait;
 use serde_json::{Map, Value, json};
 use skiff_protocol::manifest::Cause;
 use skiff_protocol::quantity::Quantity;
 
+use crate::api::features;
+use crate::api::kinds::volume::quantity;
 use crate::api::resources::Strategy;
+use crate::api::status::ApiResult;
+use crate::store::Store;
+
+mod resize;
 
 /// See the module.
 pub struct Pod;
@@ -19,6 +26,7 @@ const MUTABLE: &str = "pod updates may not change fields other than `spec.contai
      `spec.initContainers[*].image`,`spec.activeDeadlineSeconds`,`spec.tolerations` (only additions to existing \
      tolerations),`spec.terminationGracePeriodSeconds` (allow it to be set to 1 if it was previously negative)";
 
+#[async_trait]
 impl Strategy for Pod {
     fn default(&self, object: &mut Value) {
         if let Some(Value::Object(spec)) = object.get_mut("spec") {
@@ -33,8 +41,27 @@ impl Strategy for Pod {
 
     fn check_update(&self, old: &Value, new: &Value) -> Vec<Cause> {
         match (old.get("spec"), new.get("spec")) {
-            (Some(old), Some(new)) => check_spec_update(old, new),
+            (Some(old), Some(new)) => {
+                // One that was stored before a field had its default changes in no way by getting it.
+                let mut old = old.clone();
+                if let Value::Object(spec) = &mut old {
+                    default_spec(spec);
+                }
+                check_spec_update(&old, new)
+            }
             _ => Vec::new(),
+        }
+    }
+
+    fn resize(&self, old: &Value, sent: &Value) -> Result<Value, Vec<Cause>> {
+        resize::resized(old, sent)
+    }
+
+    async fn admit(&self, store: &dyn Store, old: Option<&Value>, pod: &mut Value) -> ApiResult<Vec<String>> {
+        match old {
+            None => features::admit(store, pod).await,
+            // What a Pod asks of its node cannot change.
+            Some(_) => Ok(Vec::new()),
         }
     }
 
@@ -83,17 +110,55 @@ pub fn default_spec(spec: &mut Map<String, Value>) {
     set(spec, "securityContext", json!({}));
     set(spec, "schedulerName", "default-scheduler");
     set(spec, "enableServiceLinks", true);
+    let host_network = spec.get("hostNetwork") == Some(&Value::Bool(true));
     for field in ["initContainers", "containers", "ephemeralContainers"] {
         for container in objects(spec, field) {
-            default_container(container);
+            default_container(container, host_network);
         }
     }
     for volume in objects(spec, "volumes") {
         default_volume(volume);
     }
+    default_pod_requests(spec);
 }
 
-fn default_container(container: &mut Map<String, Value>) {
+/// A limit of the Pod as a whole without a request asks for what its containers ask for together, or for the limit.
+fn default_pod_requests(spec: &mut Map<String, Value>) {
+    let mut sums = Map::new();
+    for (name, milli) in [("cpu", true), ("memory", false)] {
+        let containers = spec
+            .get("containers")
+            .and_then(Value::as_array)
+            .into_iter()
+            .flatten();
+        let asked: Vec<Quantity> = containers
+            .filter_map(|it| quantity(&it["resources"]["requests"][name]))
+            .collect();
+        if !asked.is_empty() {
+            let sum: i64 = asked
+                .iter()
+                .map(|it| if milli { it.milli() } else { it.value() })
+                .fold(0, i64::saturating_add);
+            let text = if milli { format!("{sum}m") } else { sum.to_string() };
+            sums.insert(name.to_owned(), text.into());
+        }
+    }
+    let Some(resources) = object(spec, "resources") else {
+        return;
+    };
+    let Some(limits) = object(resources, "limits").map(|limits| limits.clone()) else {
+        return;
+    };
+    set(resources, "requests", json!({}));
+    if let Some(requests) = object(resources, "requests") {
+        for (name, limit) in limits {
+            let value = sums.get(&name).cloned().unwrap_or(limit);
+            set(requests, &name, value);
+        }
+    }
+}
+
+fn default_container(container: &mut Map<String, Value>, host_network: bool) {
     let image = container.get("image").and_then(Value::as_str).unwrap_or_default();
     let policy = if is_latest(image) {
         "Always"
@@ -106,16 +171,25 @@ fn default_container(container: &mut Map<String, Value>) {
     set(container, "resources", json!({}));
     for port in objects(container, "ports") {
         set(port, "protocol", "TCP");
+        if let (true, Some(number)) = (host_network, port.get("containerPort").cloned()) {
+            set(port, "hostPort", number);
+        }
     }
     for variable in objects(container, "env") {
-        let source = object(variable, "valueFrom").and_then(|from| object(from, "fieldRef"));
-        if let Some(reference) = source {
+        let Some(source) = object(variable, "valueFrom") else {
+            continue;
+        };
+        if let Some(reference) = object(source, "fieldRef") {
             set(reference, "apiVersion", "v1");
+        }
+        if let Some(reference) = object(source, "resourceFieldRef") {
+            set(reference, "divisor", "0");
         }
     }
     if let Some(resources) = object(container, "resources") {
         default_requests(resources);
     }
+    default_resize_policy(container);
     for field in ["livenessProbe", "readinessProbe", "startupProbe"] {
         if let Some(probe) = object(container, field) {
             default_probe(probe);
@@ -137,6 +211,9 @@ fn default_probe(probe: &mut Map<String, Value>) {
     if let Some(get) = object(probe, "httpGet") {
         default_http_get(get);
     }
+    if let Some(grpc) = object(probe, "grpc") {
+        set(grpc, "service", "");
+    }
 }
 
 fn default_http_get(get: &mut Map<String, Value>) {
@@ -157,6 +234,28 @@ fn default_requests(resources: &mut Map<String, Value>) {
     }
 }
 
+/// What is limited or asked for can be changed without a restart, unless it says otherwise.
+fn default_resize_policy(container: &mut Map<String, Value>) {
+    let resources = container.get("resources").unwrap_or(&Value::Null);
+    let has = |name: &str| {
+        ["limits", "requests"]
+            .iter()
+            .any(|part| !resources[*part][name].is_null())
+    };
+    let missing: Vec<&str> = ["cpu", "memory"].into_iter().filter(|name| has(name)).collect();
+    if missing.is_empty() {
+        return;
+    }
+    set(container, "resizePolicy", json!([]));
+    if let Some(Value::Array(policies)) = container.get_mut("resizePolicy") {
+        for name in missing {
+            if !policies.iter().any(|it| it["resourceName"] == name) {
+                policies.push(json!({ "resourceName": name, "restartPolicy": "NotRequired" }));
+            }
+        }
+    }
+}
+
 fn default_volume(volume: &mut Map<String, Value>) {
     if volume.keys().all(|key| key == "name") {
         volume.insert("emptyDir".into(), json!({}));
@@ -169,6 +268,36 @@ fn default_volume(volume: &mut Map<String, Value>) {
     if let Some(path) = object(volume, "hostPath") {
         set(path, "type", "");
     }
+    if let Some(image) = object(volume, "image") {
+        let reference = image.get("reference").and_then(Value::as_str).unwrap_or_default();
+        let policy = if is_latest(reference) {
+            "Always"
+        } else {
+            "IfNotPresent"
+        };
+        set(image, "pullPolicy", policy);
+    }
+    if let Some(downward) = object(volume, "downwardAPI") {
+        default_downward(downward);
+    }
+    if let Some(projected) = object(volume, "projected") {
+        for source in objects(projected, "sources") {
+            if let Some(downward) = object(source, "downwardAPI") {
+                default_downward(downward);
+            }
+        }
+    }
+}
+
+fn default_downward(downward: &mut Map<String, Value>) {
+    for item in objects(downward, "items") {
+        if let Some(reference) = object(item, "fieldRef") {
+            set(reference, "apiVersion", "v1");
+        }
+        if let Some(reference) = object(item, "resourceFieldRef") {
+            set(reference, "divisor", "0");
+        }
+    }
 }
 
 /// Whether the image's tag moves: `latest`, or no tag and no digest.
@@ -180,21 +309,27 @@ fn is_latest(image: &str) -> bool {
     last.split_once(':').is_none_or(|(_, tag)| tag == "latest")
 }
 
-/// `status.qosClass`, from the requests and limits of cpu and memory.
+/// `status.qosClass`, from the requests and limits of cpu and memory: of the Pod as a whole where it has some, else of
+/// every container, init containers and sidecars among them.
 pub fn qos_class(spec: &Value) -> &'static str {
-    let containers = ["initContainers", "containers"];
-    let containers = containers
-        .iter()
-        .filter_map(|field| spec.get(*field)?.as_array())
-        .flatten();
+    let has = |resources: &Value| {
+        let parts = ["requests", "limits"].into_iter();
+        parts
+            .map(|part| &resources[part])
+            .any(|part| part.as_object().is_some_and(|it| !it.is_empty()))
+    };
+    let whole = &spec["resources"];
+    let all: Vec<&Value> = if has(whole) {
+        vec![whole]
+    } else {
+        let lists = ["initContainers", "containers"].into_iter();
+        let containers = lists.filter_map(|field| spec[field].as_array()).flatten();
+        containers.map(|container| &container["resources"]).collect()
+    };
     let (mut guaranteed, mut nothing) = (true, true);
-    for container in containers {
+    for resources in all {
         for name in ["cpu", "memory"] {
-            let amount = |part: &str| {
-                let value = container.get("resources")?.get(part)?.get(name)?;
-                let text = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
-                Quantity::parse(&text).ok()
-            };
+            let amount = |part: &str| quantity(&resources[part][name]).filter(|it| *it > Quantity::ZERO);
             let (request, limit) = (amount("requests"), amount("limits"));
             nothing &= request.is_none() && limit.is_none();
             guaranteed &= limit.is_some() && request == limit;
@@ -340,7 +475,61 @@ mod tests {
         assert_eq!(class(&[json!({})]), "BestEffort");
         assert_eq!(class(std::slice::from_ref(&full)), "Guaranteed");
         assert_eq!(class(&[full.clone(), json!({})]), "Burstable");
-        assert_eq!(class(&[half]), "Burstable");
+        assert_eq!(class(std::slice::from_ref(&half)), "Burstable");
+        assert_eq!(class(&[json!({"requests": {"cpu": "0"}})]), "BestEffort");
+        let sidecar = json!({ "containers": [{ "resources": full }], "initContainers": [{ "restartPolicy": "Always" }] });
+        assert_eq!(qos_class(&sidecar), "Burstable");
+        let whole = json!({ "resources": full, "containers": [{ "resources": half }] });
+        assert_eq!(qos_class(&whole), "Guaranteed");
+    }
+
+    #[test]
+    fn defaults() {
+        let check = |spec: Value, pointer: &str, expected: Value| {
+            let mut spec = spec;
+            if let Value::Object(spec) = &mut spec {
+                default_spec(spec);
+            }
+            assert_eq!(spec.pointer(pointer), Some(&expected), "{spec}");
+        };
+        let container = |fields: Value| json!({ "containers": [fields] });
+        check(
+            json!({ "hostNetwork": true, "initContainers": [{ "ports": [{ "containerPort": 80 }] }] }),
+            "/initContainers/0/ports/0/hostPort",
+            json!(80),
+        );
+        check(
+            container(json!({ "resources": { "limits": { "ephemeral-storage": "1Gi" } } })),
+            "/containers/0/resources/requests/ephemeral-storage",
+            json!("1Gi"),
+        );
+        check(
+            container(json!({ "resources": { "requests": { "memory": "1Gi" } } })),
+            "/containers/0/resizePolicy",
+            json!([{ "resourceName": "memory", "restartPolicy": "NotRequired" }]),
+        );
+        check(
+            container(json!({ "startupProbe": { "grpc": { "port": 1 } } })),
+            "/containers/0/startupProbe",
+            json!({ "grpc": { "port": 1, "service": "" }, "timeoutSeconds": 1, "periodSeconds": 10,
+                "successThreshold": 1, "failureThreshold": 3 }),
+        );
+        check(
+            json!({ "volumes": [{ "image": { "reference": "x:1" } }] }),
+            "/volumes/0/image/pullPolicy",
+            json!("IfNotPresent"),
+        );
+        check(
+            json!({ "volumes": [{ "projected": { "sources": [{ "downwardAPI": { "items": [{ "fieldRef": {} }] } }] } }] }),
+            "/volumes/0/projected/sources/0/downwardAPI/items/0/fieldRef/apiVersion",
+            json!("v1"),
+        );
+        check(
+            json!({ "resources": { "limits": { "cpu": "2", "memory": "1Gi" } },
+                "containers": [{ "resources": { "requests": { "cpu": "250m" } } }] }),
+            "/resources/requests",
+            json!({ "cpu": "250m", "memory": "1Gi" }),
+        );
     }
 
     #[test]

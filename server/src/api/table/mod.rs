@@ -5,6 +5,7 @@
 
 mod node;
 mod pod;
+mod volume;
 
 use jiff::Timestamp;
 use serde_json::{Value, json};
@@ -99,6 +100,7 @@ fn count(object: &Value, field: &str) -> usize {
 /// Columns of Pods.
 pub(crate) use node::COLUMNS as NODE;
 pub(crate) use pod::COLUMNS as POD;
+pub(crate) use volume::{CLAIM, CLASS, VOLUME};
 
 /// Columns of ConfigMaps.
 pub(crate) const CONFIG_MAP: &[Column] = &[

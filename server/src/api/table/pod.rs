@@ -78,17 +78,36 @@ fn is_sidecar(pod: &Value, name: &str) -> bool {
         .any(|it| text(it, "/name") == name && text(it, "/restartPolicy") == "Always")
 }
 
+/// How many of the containers and sidecars are ready; while others initialise, only the sidecars that have started.
 fn ready(pod: &Value) -> String {
     let running = |status: &&Value| is_true(status, "ready") && status.pointer("/state/running").is_some();
     let sidecars = list(pod, "/spec/initContainers")
         .filter(|it| text(it, "/restartPolicy") == "Always")
         .count();
     let total = list(pod, "/spec/containers").len() + sidecars;
-    let started = |status: &&Value| is_true(status, "started") && is_true(status, "ready");
-    let sidecars = list(pod, "/status/initContainerStatuses").filter(|it| is_sidecar(pod, text(it, "/name")));
-    let ready =
-        list(pod, "/status/containerStatuses").filter(running).count() + sidecars.filter(started).count();
+    let passed = list(pod, "/status/initContainerStatuses").take_while(|status| has_passed(pod, status));
+    let mut ready = passed
+        .filter(|it| !has_ended_well(it) && is_true(it, "ready"))
+        .count();
+    if !initialising(pod) {
+        ready += list(pod, "/status/containerStatuses").filter(running).count();
+    }
     format!("{ready}/{total}")
+}
+
+fn has_ended_well(status: &Value) -> bool {
+    let code = status.pointer("/state/terminated/exitCode");
+    code.and_then(Value::as_i64) == Some(0)
+}
+
+/// Whether an init container has done its part.
+fn has_passed(pod: &Value, status: &Value) -> bool {
+    has_ended_well(status) || (is_sidecar(pod, text(status, "/name")) && is_true(status, "started"))
+}
+
+/// Whether init containers are at work, and not again after the Pod had been initialised.
+fn initialising(pod: &Value) -> bool {
+    init_reason(pod).is_some() && !condition(pod, "Initialized")
 }
 
 fn status(pod: &Value) -> String {
@@ -98,10 +117,11 @@ fn status(pod: &Value) -> String {
     if list(pod, "/status/conditions").any(|it| waits_for(&it)) {
         reason = "SchedulingGated".into();
     }
-    let initialising = init_reason(pod);
-    match initialising {
-        Some(init) => reason = init,
-        None => reason = container_reason(pod, reason),
+    if let Some(init) = init_reason(pod) {
+        reason = init;
+    }
+    if !initialising(pod) {
+        reason = container_reason(pod, reason);
     }
     if metadata::is_deleting(pod) {
         if text(pod, "/status/reason") == "NodeLost" {
@@ -128,13 +148,10 @@ fn terminated(state: &Value) -> String {
 fn init_reason(pod: &Value) -> Option<String> {
     let total = list(pod, "/spec/initContainers").len();
     for (at, status) in list(pod, "/status/initContainerStatuses").enumerate() {
+        if has_passed(pod, status) {
+            continue;
+        }
         let ended = status.pointer("/state/terminated");
-        if ended.is_some_and(|ended| ended.get("exitCode").and_then(Value::as_i64) == Some(0)) {
-            continue;
-        }
-        if is_sidecar(pod, text(status, "/name")) && is_true(status, "started") {
-            continue;
-        }
         let waiting = text(status, "/state/waiting/reason");
         return Some(match ended {
             Some(ended) => format!("Init:{}", terminated(ended)),
@@ -173,9 +190,8 @@ fn container_reason(pod: &Value, phase: String) -> String {
 fn restarts(pod: &Value, now: Timestamp) -> String {
     let sidecars = list(pod, "/status/initContainerStatuses").filter(|it| is_sidecar(pod, text(it, "/name")));
     let main = list(pod, "/status/containerStatuses").chain(sidecars);
-    let initialising = init_reason(pod).is_some();
     let inits = list(pod, "/status/initContainerStatuses");
-    let statuses: Vec<&Value> = if initialising {
+    let statuses: Vec<&Value> = if initialising(pod) {
         inits.collect()
     } else {
         main.collect()
@@ -268,6 +284,44 @@ mod tests {
                     {"name": "i", "restartCount": 1, "state": {"terminated": {"exitCode": 0}}},
                     {"name": "j", "state": {"waiting": {"reason": "PodInitializing"}}}]}}),
             ("0/1", "Init:1/2", "1"),
+        );
+        let with_init = |init: Value, conditions: Value, statuses: Value| {
+            json!({"spec": {"containers": [{"name": "a"}],
+                    "initContainers": [{"name": "i"}, {"name": "s", "restartPolicy": "Always"}]},
+                "status": {"phase": "Pending", "initContainerStatuses": init, "conditions": conditions,
+                    "containerStatuses": statuses}})
+        };
+        let over = json!({"name": "i", "state": {"terminated": {"exitCode": 0, "reason": "Completed"}}, "ready": true});
+        let side = json!({"name": "s", "state": {"running": {}}, "started": true, "ready": true});
+        let waits = json!({"name": "a", "state": {"waiting": {"reason": "PodInitializing"}}});
+        for (init, expected) in [
+            (
+                json!([{"name": "i", "state": {"waiting": {"reason": "PodInitializing"}}}]),
+                ("0/2", "Init:0/2", "0"),
+            ),
+            (
+                json!([{"name": "i", "state": {"terminated": {"exitCode": 1, "reason": "Error"}}}]),
+                ("0/2", "Init:Error", "0"),
+            ),
+            (
+                json!([{"name": "i", "state": {"terminated": {"exitCode": 3}}}]),
+                ("0/2", "Init:ExitCode:3", "0"),
+            ),
+            (
+                json!([{"name": "i", "restartCount": 2, "state": {"waiting": {"reason": "CrashLoopBackOff"}}}]),
+                ("0/2", "Init:CrashLoopBackOff", "2"),
+            ),
+            (json!([over, side]), ("1/2", "PodInitializing", "0")),
+        ] {
+            check(with_init(init, json!([]), json!([waits])), expected);
+        }
+        // A sidecar that crashes later does not send the pod back to its beginning.
+        let crashed =
+            json!({"name": "s", "restartCount": 1, "state": {"waiting": {"reason": "CrashLoopBackOff"}}});
+        let initialized = json!([{"type": "Initialized", "status": "True"}]);
+        check(
+            with_init(json!([over, crashed]), initialized, json!([running])),
+            ("1/2", "Init:CrashLoopBackOff", "1"),
         );
     }
 }

@@ -269,3 +269,60 @@ fn more_than_the_bound_that_have_not_ended_are_refused_whatever_has_ended() {
         "the running ones have all the places"
     );
 }
+
+#[test]
+fn a_node_has_its_volumes_and_no_other() {
+    let volume = |name: &str, node: &str, change: fn(&mut Value)| {
+        let mut value = json!({ "metadata": {}, "spec": {
+            "capacity": { "storage": "1Gi" }, "persistentVolumeReclaimPolicy": "Delete",
+            "claimRef": { "namespace": "default", "name": "data", "uid": "u" },
+            "nodeAffinity": { "required": { "nodeSelectorTerms": [{ "matchExpressions": [
+                { "key": "kubernetes.io/hostname", "operator": "In", "values": [node] } ] }] } } },
+            "status": { "phase": "Bound" } });
+        change(&mut value);
+        let object = object("persistentvolumes", name, 9, value);
+        let key = Key::cluster("persistentvolumes", name);
+        let object = Arc::try_unwrap(object).unwrap();
+        Arc::new(Object { key, ..object })
+    };
+    let mut world = World::default();
+    assert_eq!(world.put(&volume("v", "a", |_| {})), nodes(&["a"]));
+    assert_eq!(world.put(&volume("v", "a", |_| {})), nodes(&[]), "the same again");
+    assert_eq!(world.put(&volume("w", "b", |_| {})), nodes(&["b"]));
+    let of = |world: &World, node: &str| decoded(&world.desired(node));
+    let expected = |claim: (&str, &str), delete| {
+        Wire::Volume(PersistentVolume {
+            name: "v".into(),
+            claim: (claim.0.into(), claim.1.into()),
+            capacity: 1 << 30,
+            delete,
+        })
+    };
+    assert_eq!(of(&world, "a"), [expected(("default", "data"), true)]);
+    let released = volume("v", "a", |it| {
+        it["status"]["phase"] = "Released".into();
+        it["spec"]["persistentVolumeReclaimPolicy"] = "Retain".into();
+    });
+    assert_eq!(world.put(&released), nodes(&["a"]));
+    assert_eq!(of(&world, "a"), [expected(("", ""), false)]);
+    assert_eq!(world.keys("persistentvolumes").len(), 2);
+    assert_eq!(world.remove(&released.key), nodes(&["a"]));
+    assert!(world.desired("a").objects.is_empty());
+    assert_eq!(world.desired("b").objects.len(), 1);
+}
+
+#[test]
+fn volumes_are_not_crowded_out_by_pods() {
+    let mut world = World::default();
+    let volume = json!({ "metadata": {}, "spec": { "nodeAffinity": { "required": { "nodeSelectorTerms": [
+        { "matchExpressions": [{ "key": "kubernetes.io/hostname", "operator": "In", "values": ["a"] }] } ] } } } });
+    for number in 0..bounds::OBJECTS {
+        let name = format!("v{number}");
+        let object = Arc::try_unwrap(object("persistentvolumes", &name, 9, volume.clone())).unwrap();
+        let key = Key::cluster("persistentvolumes", &name);
+        world.put(&Arc::new(Object { key, ..object }));
+    }
+    world.put(&pod("web", 1, |_| {}));
+    let state = world.desired("a");
+    assert_eq!((state.objects.len(), state.refused.len()), (bounds::OBJECTS, 1));
+}

@@ -139,3 +139,29 @@ fn what_people_wrote_into_a_status_stops_nobody() {
         }
     }
 }
+
+#[test]
+fn what_a_node_has_and_can_do() {
+    let info = NodeInfo {
+        storage: 4 << 30,
+        allocatable_storage: 3 << 30,
+        extended: vec![
+            ("nvidia.com/gpu".into(), 2),
+            ("hugepages-2Mi".into(), 4 << 20),
+            ("hugepages-many".into(), 1),
+            ("cpu".into(), 99),
+            ("kubernetes.io/batch-cpu".into(), 1),
+            ("a b/c".into(), 1),
+        ],
+        features: vec!["host-network".into(), "apparmor".into(), "to-fly".into()],
+        ..NodeInfo::default()
+    };
+    let node = described(&info);
+    let capacity = |storage: &str| {
+        json!({ "cpu": "0", "memory": "0Ki", "ephemeral-storage": storage, "pods": "0",
+            "nvidia.com/gpu": "2", "hugepages-2Mi": "4096Ki" })
+    };
+    assert_eq!(node["status"]["capacity"], capacity("4194304Ki"));
+    assert_eq!(node["status"]["allocatable"], capacity("3145728Ki"));
+    assert_eq!(node["metadata"]["annotations"][FEATURES], "host-network,apparmor");
+}

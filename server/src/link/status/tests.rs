@@ -4,6 +4,7 @@ use std::net::Ipv4Addr;
 
 use serde_json::json;
 use skiff_protocol::uid::Uid;
+use skiff_protocol::wire::status::InForce;
 
 use super::*;
 
@@ -21,6 +22,7 @@ fn said(phase: Phase, containers: Vec<ContainerStatus>) -> PodStatus {
         pod_ip: "10.88.0.5".into(),
         start_time: Some(AT),
         ready_since: Some(AT),
+        initialized_since: Some(AT),
         containers,
         gone: false,
         ..Default::default()
@@ -33,6 +35,7 @@ fn container(name: &str, state: ContainerState, ready: bool) -> ContainerStatus 
         state,
         last: None,
         ready,
+        started: ready,
         restart_count: 0,
         image_id: String::new(),
         container_id: String::new(),
@@ -257,4 +260,130 @@ fn what_people_wrote_into_a_status_stops_nobody() {
         assert!(has_left(&pod));
         assert_eq!(pod["status"]["phase"], "Running");
     }
+}
+
+#[test]
+fn init_containers_and_sidecars() {
+    let spec = || {
+        let mut pod = pod();
+        pod["spec"]["initContainers"] = json!([{ "name": "init", "image": "i:1" }, { "name": "proxy", "image": "p:1", "restartPolicy": "Always" }]);
+        pod
+    };
+    let waiting = |name| {
+        let reason = "PodInitializing".into();
+        let message = String::new();
+        container(name, ContainerState::Waiting { reason, message }, false)
+    };
+    let mut started = running("proxy");
+    started.ready = false;
+    let over = |code| container("init", ContainerState::Terminated(ended(code, 0)), code == 0);
+    let check = |init: Vec<ContainerStatus>, since: Option<UnixSeconds>, initialized, ready| {
+        let ok = since.is_some();
+        let phase = if ok { Phase::Running } else { Phase::Pending };
+        let make = |name| if ok { running(name) } else { waiting(name) };
+        let mut said = said(phase, vec![make("app"), make("side")]);
+        (said.init_containers, said.initialized_since) = (init.clone(), since);
+        let mut pod = spec();
+        apply(&mut pod, &said, HOST, NOW);
+        assert_eq!(condition(&pod, "Initialized"), initialized);
+        assert_eq!(condition(&pod, "ContainersReady"), ready);
+        assert_eq!(condition(&pod, "PodReadyToStartContainers"), ("True", "", ""));
+        assert_eq!(
+            pod["status"]["initContainerStatuses"].as_array().unwrap().len(),
+            init.len()
+        );
+    };
+    let unready = |message| ("False", "ContainersNotReady", message);
+    let not = |message| ("False", "ContainersNotInitialized", message);
+    check(
+        vec![
+            container("init", ContainerState::Running { started_at: AT }, false),
+            waiting("proxy"),
+        ],
+        None,
+        not("containers with incomplete status: [init proxy]"),
+        unready("containers with unready status: [proxy app side]"),
+    );
+    check(
+        vec![over(1)],
+        None,
+        not("containers with unknown status: [proxy], containers with incomplete status: [init]"),
+        unready("containers with unready status: [proxy app side]"),
+    );
+    check(
+        vec![over(0), started],
+        Some(AT),
+        ("True", "", ""),
+        unready("containers with unready status: [proxy]"),
+    );
+    check(
+        vec![over(0), running("proxy")],
+        Some(AT),
+        ("True", "", ""),
+        ("True", "", ""),
+    );
+}
+
+#[test]
+fn resources_in_force_and_what_is_not() {
+    let mut app = running("app");
+    app.resources = Some(InForce {
+        cpu_limit: Some(1000),
+        memory_limit: Some(96 << 20),
+        cpu_request: Some(250),
+        memory_request: None,
+    });
+    let mut pod = pod();
+    pod["spec"]["containers"][0]["resources"] = json!({ "limits": { "cpu": "1.0", "memory": "64Mi" } });
+    let check = |pod: &mut Value, resize: Option<(&str, &str)>, expected: &[(&str, &str)]| {
+        let mut said = said(Phase::Running, vec![app.clone(), running("side")]);
+        said.resize = resize.map(|(reason, message)| (reason.into(), message.into()));
+        apply(pod, &said, HOST, NOW);
+        let list = pod["status"]["conditions"].as_array().unwrap();
+        let resizes = list
+            .iter()
+            .filter(|it| text(it, "/type").starts_with("PodResize"));
+        let resizes: Vec<_> = resizes
+            .map(|it| (text(it, "/type"), text(it, "/reason")))
+            .collect();
+        assert_eq!(resizes, expected);
+    };
+    check(
+        &mut pod,
+        Some(("Deferred", "later")),
+        &[("PodResizePending", "Deferred")],
+    );
+    check(
+        &mut pod,
+        Some(("Infeasible", "never")),
+        &[("PodResizePending", "Infeasible")],
+    );
+    check(
+        &mut pod,
+        Some(("Error", "no")),
+        &[("PodResizeInProgress", "Error")],
+    );
+    check(&mut pod, None, &[]);
+    let status = &pod["status"]["containerStatuses"];
+    assert_eq!(
+        (&status[0]["resources"], &status[0]["allocatedResources"]),
+        (
+            &json!({ "limits": { "cpu": "1.0", "memory": "96Mi" }, "requests": { "cpu": "250m" } }),
+            &json!({ "cpu": "250m" }),
+        )
+    );
+    assert_eq!(status[1].get("resources"), None);
+}
+
+#[test]
+fn with_the_nodes_network_the_address_is_the_nodes() {
+    let mut pod = pod();
+    pod["spec"]["hostNetwork"] = true.into();
+    let mut said = said(Phase::Running, vec![running("app")]);
+    said.pod_ip = String::new();
+    apply(&mut pod, &said, HOST, NOW);
+    assert_eq!(pod["status"]["podIP"], "10.1.2.3");
+    said.containers.clear();
+    apply(&mut pod, &said, HOST, NOW);
+    assert_eq!(pod["status"].get("podIP"), None, "not before something runs");
 }
