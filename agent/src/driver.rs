@@ -21,7 +21,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use anyhow::{Context, Result};
 use skiff_core::{ContainerRef, Core, Effect, Event, Now, Record, Refusal, StartError};
 use skiff_protocol::uid::Uid;
-use skiff_protocol::wire::spec::{ConfigData, Object, ObjectKey};
+use skiff_protocol::wire::spec::{ConfigData, Object, ObjectKey, PodSpec};
 use skiff_protocol::wire::{Down, Up};
 use skiff_shim::protocol::{LogConfig, RunRequest};
 use skiff_transport::AckToken;

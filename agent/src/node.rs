@@ -232,7 +232,7 @@ impl Node {
             bad("DeviceSpecsUnusable", "InvalidCdiSpec", message);
         }
         if let Some(error) = &self.network_error {
-            add("HostPortsDegraded", true, "KernelLacks", error.clone());
+            bad("HostPortsDegraded", "KernelLacks", error.clone());
         }
         for (kind, message) in lacking(&place.cgroups) {
             bad(kind, "KernelLacks", message);

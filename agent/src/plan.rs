@@ -378,7 +378,5 @@ fn working_dir(spec: &Container, image: &ImageConfig) -> PathBuf {
     Path::new("/").join(wanted)
 }
 
-}
-
 #[cfg(test)]
 mod tests;

@@ -116,7 +116,7 @@ fn one(
             memory: true,
             size_limit,
         } => {
-            let limit = plan::pod_limits(pod).memory_bytes;
+            let limit = plan::limits::pod_limits(pod, facts.limits).memory_bytes;
             let bytes = empty_dir::memory_size(*size_limit, limit, memory);
             empty_dir::in_memory(&path, bytes, group)
         }
