@@ -27,6 +27,7 @@ use skiff_sys::fs::Space;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::task::JoinHandle;
+use tracing::info;
 
 use crate::config::{Config, Eviction};
 use crate::node::meminfo;
@@ -46,8 +47,8 @@ const MEASURE: Duration = Duration::from_secs(10);
 const MEMORY_AVAILABLE: u64 = 100 << 20;
 
 /// Microseconds within each two seconds that processes must wait for memory before we look at once. A window of two
-/// seconds is what the kernel gives without CAP_SYS_RESOURCE too.
-const STALL: &str = "some 300000 2000000";
+/// seconds is what the kernel gives without CAP_SYS_RESOURCE too, and the last byte is one that it takes for the end.
+const STALL: &str = "some 300000 2000000\n";
 
 const PSI: &str = "/proc/pressure/memory";
 
@@ -137,7 +138,11 @@ impl Watch {
             pids: Signal::default(),
             most_pids: most_pids(),
             next: Instant::now(),
-            stalled: stalled().ok(),
+            stalled: stalled()
+                .inspect_err(
+                    |error| info!(path = PSI, %error, "the kernel does not tell when memory is waited for"),
+                )
+                .ok(),
             measuring: None,
             measured: None,
             files: BTreeMap::new(),

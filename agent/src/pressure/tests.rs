@@ -294,6 +294,7 @@ fn bytes_are_written_as_quantities() {
 #[tokio::test]
 async fn the_first_look_is_due_at_once_and_files_are_counted_beside() {
     let mut watch = Watch::new();
+    assert_eq!(watch.stalled.is_some(), Path::new(PSI).exists());
     assert!(matches!(watch.wake().await, Wake::Look));
     assert!(watch.amount_of_pids().is_some_and(|it| it.available < it.total));
     let now = Instant::now();
