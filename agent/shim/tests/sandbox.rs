@@ -105,7 +105,7 @@ fn a_sandbox_that_would_change_the_host_is_refused() {
             sandbox.users = Some(IdRange {
                 first: 100_000,
                 count: 65536,
-            })
+            });
         },
         "user namespace",
     );

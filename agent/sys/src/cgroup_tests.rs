@@ -189,6 +189,22 @@ fn a_parent_is_raised_before_its_child_and_lowered_after_it() {
 }
 
 #[test]
+fn v2_gives_a_command_a_cgroup_of_its_own() {
+    let dir = fake_v2(&["pod", "pod/c"]);
+    let cgroups = Cgroups::detect(dir.path()).unwrap();
+    // The kernel makes this file with the cgroup.
+    fs::create_dir(dir.path().join("pod/c/exec-3")).unwrap();
+    let list = dir.path().join("pod/c/exec-3/cgroup.procs");
+    fs::write(&list, "").unwrap();
+    let membership = cgroups.membership(1, "pod/c", "pod/c/exec-3").unwrap();
+    assert!(membership.unified().is_some());
+    membership.join().unwrap();
+    assert_eq!(fs::read_to_string(list).unwrap(), "0");
+    let gone = cgroups.membership(1, "pod/gone", "pod/gone/exec-0").unwrap_err();
+    assert!(gone.is(libc::ENOENT), "{gone}");
+}
+
+#[test]
 fn v2_counters_are_read() {
     let dir = fake_v2(&["a"]);
     let put = |file: &str, text: &str| fs::write(dir.path().join("a").join(file), text).unwrap();

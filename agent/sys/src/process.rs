@@ -439,6 +439,7 @@ pub fn set_oom_score_adj(value: i32) -> Result<()> {
 }
 
 /// Resource limits by their names in the OCI runtime specification.
+#[allow(clippy::unnecessary_cast, reason = "musl has them as signed numbers")]
 const RLIMITS: [(&str, u32); 16] = [
     ("RLIMIT_AS", libc::RLIMIT_AS as u32),
     ("RLIMIT_CORE", libc::RLIMIT_CORE as u32),

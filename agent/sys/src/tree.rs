@@ -55,6 +55,7 @@ impl Tree {
     }
 
     /// How all of it propagates: `MS_PRIVATE`, `MS_SLAVE` or `MS_SHARED`.
+    #[allow(clippy::useless_conversion, reason = "it is shorter on 32-bit systems")]
     pub(crate) fn propagate(&self, kind: libc::c_ulong) -> Result<()> {
         let attributes = Attributes {
             propagation: u64::from(kind),

@@ -379,7 +379,10 @@ fn become_user(config: &ContainerConfig, privileges: &Privileges) -> Result<()> 
             .doing("keep", "capabilities")
             .map(drop)
     };
-    cap::drop_bounding(privileges.capabilities)?;
+    if privileges.until_filter == privileges.capabilities {
+        // Else it is done with the filter: see `payload`.
+        cap::drop_bounding(privileges.capabilities)?;
+    }
     keep(1)?;
     let user = &config.user;
     let groups: Vec<Gid> = user.additional_gids.iter().copied().map(Gid::from_raw).collect();
