@@ -486,8 +486,8 @@ fn containers() {
             "\"metadata.name\"",
         ),
         (
-            "env/1/valueFrom/resourceFieldRef",
-            json!({"resource": "limits.cpu"}),
+            "env/1/valueFrom",
+            json!({"resourceFieldRef": {"resource": "limits.cpu"}}),
             "env[1].valueFrom.resourceFieldRef",
             Forbidden,
             "not supported",
@@ -581,7 +581,7 @@ fn containers() {
             json!("Bidirectional"),
             "volumeMounts[0].mountPropagation",
             Forbidden,
-            "not supported",
+            "only to privileged containers",
         ),
         (
             "securityContext/privileged",
