@@ -1,4 +1,4 @@
-//! Every field of the Kubernetes API below a Pod, a ConfigMap, a Secret and a Namespace is known here, so that a
+//! Every field of the Kubernetes API below a Pod, a ConfigMap, a Secret, a Namespace and the kinds of storage is known here, so that a
 //! field which is not supported is never called a typing mistake.
 //!
 //! The field names come from the `Deserialize` of k8s-openapi's generated types: each hands the list to its
@@ -7,6 +7,7 @@
 use std::fmt;
 
 use k8s_openapi::api::core::v1 as core;
+use k8s_openapi::api::storage::v1 as storage;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use serde::de::{self, Deserialize, Deserializer, Visitor};
 use serde_json::{Value, json};
@@ -97,6 +98,13 @@ impl Missing {
         let found = manifest::inspect(kind, &nest(path, json!({ "fieldOfNoApi": null })));
         assert_eq!(found.unknown.len(), 1, "{kind} {path} is not looked into");
     }
+
+    /// What probes and hooks have in common.
+    fn actions(&mut self, path: &str) {
+        self.check::<core::HTTPGetAction>("Pod", &format!("{path}.httpGet"));
+        self.check::<core::HTTPHeader>("Pod", &format!("{path}.httpGet.httpHeaders[]"));
+        self.check::<core::TCPSocketAction>("Pod", &format!("{path}.tcpSocket"));
+    }
 }
 
 #[test]
@@ -106,13 +114,24 @@ fn every_field_of_the_api_is_known() {
     missing.check::<core::ConfigMap>("ConfigMap", "");
     missing.check::<core::Secret>("Secret", "");
     missing.check::<core::Namespace>("Namespace", "");
+    missing.check::<core::PersistentVolumeClaim>("PersistentVolumeClaim", "");
+    missing.check::<core::PersistentVolumeClaimSpec>("PersistentVolumeClaim", "spec");
+    missing.check::<core::VolumeResourceRequirements>("PersistentVolumeClaim", "spec.resources");
+    missing.check::<core::PersistentVolume>("PersistentVolume", "");
+    missing.check::<core::PersistentVolumeSpec>("PersistentVolume", "spec");
+    missing.check::<core::ObjectReference>("PersistentVolume", "spec.claimRef");
+    missing.check::<core::CSIPersistentVolumeSource>("PersistentVolume", "spec.csi");
+    missing.check::<storage::StorageClass>("StorageClass", "");
     for kind in manifest::KINDS {
         missing.check::<ObjectMeta>(kind, "metadata");
     }
     missing.check::<core::PodSpec>("Pod", "spec");
     missing.check::<core::PodSecurityContext>("Pod", "spec.securityContext");
     missing.check::<core::SeccompProfile>("Pod", "spec.securityContext.seccompProfile");
+    missing.check::<core::AppArmorProfile>("Pod", "spec.securityContext.appArmorProfile");
+    missing.check::<core::Sysctl>("Pod", "spec.securityContext.sysctls[]");
     missing.check::<core::PodDNSConfig>("Pod", "spec.dnsConfig");
+    missing.check::<core::PodDNSConfigOption>("Pod", "spec.dnsConfig.options[]");
     missing.check::<core::HostAlias>("Pod", "spec.hostAliases[]");
     missing.check::<core::Toleration>("Pod", "spec.tolerations[]");
     missing.check::<core::LocalObjectReference>("Pod", "spec.imagePullSecrets[]");
@@ -123,6 +142,28 @@ fn every_field_of_the_api_is_known() {
     missing.check::<core::SecretVolumeSource>("Pod", "spec.volumes[].secret");
     missing.check::<core::KeyToPath>("Pod", "spec.volumes[].configMap.items[]");
     missing.check::<core::KeyToPath>("Pod", "spec.volumes[].secret.items[]");
+    missing.check::<core::HostPathVolumeSource>("Pod", "spec.volumes[].hostPath");
+    missing.check::<core::ImageVolumeSource>("Pod", "spec.volumes[].image");
+    missing.check::<core::PersistentVolumeClaimVolumeSource>("Pod", "spec.volumes[].persistentVolumeClaim");
+    missing.check::<core::DownwardAPIVolumeSource>("Pod", "spec.volumes[].downwardAPI");
+    missing.check::<core::ProjectedVolumeSource>("Pod", "spec.volumes[].projected");
+    let source = "spec.volumes[].projected.sources[]";
+    missing.check::<core::VolumeProjection>("Pod", source);
+    missing.check::<core::ConfigMapProjection>("Pod", &format!("{source}.configMap"));
+    missing.check::<core::SecretProjection>("Pod", &format!("{source}.secret"));
+    missing.check::<core::DownwardAPIProjection>("Pod", &format!("{source}.downwardAPI"));
+    for items in ["configMap.items[]", "secret.items[]"] {
+        missing.check::<core::KeyToPath>("Pod", &format!("{source}.{items}"));
+    }
+    for downward in [
+        format!("{source}.downwardAPI"),
+        "spec.volumes[].downwardAPI".to_owned(),
+    ] {
+        let item = format!("{downward}.items[]");
+        missing.check::<core::DownwardAPIVolumeFile>("Pod", &item);
+        missing.check::<core::ObjectFieldSelector>("Pod", &format!("{item}.fieldRef"));
+        missing.check::<core::ResourceFieldSelector>("Pod", &format!("{item}.resourceFieldRef"));
+    }
     missing.check::<core::EphemeralContainer>("Pod", "spec.ephemeralContainers[]");
     for containers in ["spec.containers[]", "spec.initContainers[]"] {
         let at = |rest: &str| format!("{containers}.{rest}");
@@ -143,8 +184,20 @@ fn every_field_of_the_api_is_known() {
         missing.check::<core::SeccompProfile>("Pod", &at("securityContext.seccompProfile"));
         for probe in ["livenessProbe", "readinessProbe", "startupProbe"] {
             missing.check::<core::Probe>("Pod", &at(probe));
-            missing.check::<core::HTTPGetAction>("Pod", &at(&format!("{probe}.httpGet")));
+            missing.check::<core::ExecAction>("Pod", &at(&format!("{probe}.exec")));
+            missing.check::<core::GRPCAction>("Pod", &at(&format!("{probe}.grpc")));
+            missing.actions(&at(probe));
         }
+        missing.check::<core::Lifecycle>("Pod", &at("lifecycle"));
+        for hook in ["lifecycle.postStart", "lifecycle.preStop"] {
+            missing.check::<core::LifecycleHandler>("Pod", &at(hook));
+            missing.check::<core::ExecAction>("Pod", &at(&format!("{hook}.exec")));
+            missing.check::<core::SleepAction>("Pod", &at(&format!("{hook}.sleep")));
+            missing.actions(&at(hook));
+        }
+        missing.check::<core::ContainerResizePolicy>("Pod", &at("resizePolicy[]"));
+        missing.check::<core::ResourceFieldSelector>("Pod", &at("env[].valueFrom.resourceFieldRef"));
+        missing.check::<core::AppArmorProfile>("Pod", &at("securityContext.appArmorProfile"));
     }
     assert_eq!(missing.0, Vec::<String>::new());
 }

@@ -278,7 +278,11 @@ static EXEC: [Field; 1] = [yes("command", List(&Str))];
 
 static TCP_SOCKET: [Field; 2] = [yes("port", IntOrString), yes("host", Str)];
 
-static GRPC: [Field; 2] = [yes("port", Int), yes("service", Str)];
+static GRPC: [Field; 3] = [
+    yes("port", Int),
+    yes("service", Str),
+    refused("mode", Str, &["\"Plaintext\""]),
+];
 
 static SLEEP: [Field; 1] = [yes("seconds", Int)];
 
