@@ -10,6 +10,8 @@
 //! Always holds: a message of the server is acked to the broker after the journal has what follows from it; a batch of
 //! inputs costs one sync; executors make no choices.
 
+mod lifecycle;
+
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
@@ -37,6 +39,7 @@ use crate::local::{self, Query};
 use crate::logs::Streams;
 use crate::node::Node;
 use crate::plan::{self, Facts};
+use crate::probes::Probes;
 use crate::shims::{Command, NOTE_FORMAT, Note, Place, Shims};
 use crate::volumes;
 
@@ -71,6 +74,7 @@ pub(crate) struct Driver {
     pub(crate) link: Link,
     pub(crate) images: Images,
     pub(crate) shims: Shims,
+    pub(crate) probes: Probes,
     pub(crate) streams: Streams,
     pub(crate) place: Place,
     pub(crate) floor: Arc<AtomicU64>,
@@ -109,6 +113,7 @@ impl Driver {
         link: Link,
         images: Images,
         shims: Shims,
+        probes: Probes,
         streams: Streams,
         place: Place,
         floor: Arc<AtomicU64>,
@@ -123,6 +128,7 @@ impl Driver {
             link,
             images,
             shims,
+            probes,
             streams,
             place,
             floor,
@@ -154,7 +160,9 @@ impl Driver {
             .await
             .context("cannot look for running Pods")?;
         info!(pods = found.len(), "found running Pods");
-        self.event(Event::Observed(found));
+        let mut found = Event::Observed(found);
+        self.add_last_words(&mut found);
+        self.event(found);
         self.settle();
         tokio::pin!(stop);
         let mut look = tokio::time::interval(LOOK);
@@ -222,7 +230,8 @@ impl Driver {
 
     fn input(&mut self, input: Input) {
         match input {
-            Input::Core(event) => {
+            Input::Core(mut event) => {
+                self.add_last_words(&mut event);
                 self.observe(&event);
                 self.event(*event);
             }
@@ -299,10 +308,10 @@ impl Driver {
 
     /// Remembers when the Pods came that have nothing running yet.
     fn note_arrivals(&mut self, arrived: Instant) {
-        let new = self
-            .core
-            .statuses()
-            .filter(|(_, status)| status.containers.iter().all(|it| it.container_id.is_empty()));
+        let new = self.core.statuses().filter(|(_, status)| {
+            let mut all = status.init_containers.iter().chain(&status.containers);
+            all.all(|it| it.container_id.is_empty())
+        });
         let new: Vec<Uid> = new.map(|(_, status)| status.uid).collect();
         for uid in new {
             self.arrived.entry(uid).or_insert(arrived);
@@ -449,13 +458,19 @@ impl Driver {
                 );
                 None
             }
+            Effect::Probe { container, kind } => self.probe(container, kind),
+            Effect::Hook {
+                container,
+                kind,
+                within,
+            } => self.hook(container, kind, within),
+            Effect::Resize(container) => self.resize(container),
+            Effect::Note { container, probed } => {
+                self.shims.note(&container, probed);
+                None
+            }
             // The core does not ask for these yet.
-            Effect::Probe { .. }
-            | Effect::Hook { .. }
-            | Effect::Resize(_)
-            | Effect::Note { .. }
-            | Effect::RefreshVolumes(_)
-            | Effect::DropVolume(_) => None,
+            Effect::RefreshVolumes(_) | Effect::DropVolume(_) => None,
             Effect::Remove(pod) => {
                 self.shims.send(pod, Command::Remove);
                 None
@@ -484,7 +499,10 @@ impl Driver {
     /// The stop signal of a container that an earlier agent started.
     fn stop_signal(&self, container: &ContainerRef) -> Option<i32> {
         let (pod, _) = self.core.pod(container.pod)?;
-        let spec = pod.containers.iter().find(|it| it.name == container.name)?;
+        let spec = pod.container(&container.name)?;
+        if let Some(signal) = spec.stop_signal {
+            return Some(signal.into());
+        }
         let image = self.images.get(&spec.image).ok()?;
         signal_number(image.config.stop_signal.as_deref()?)
     }
@@ -582,9 +600,7 @@ impl Driver {
     fn run_request(&self, container: &ContainerRef) -> Result<(RunRequest, Note, i32), String> {
         let (pod, ip) = self.core.pod(container.pod).ok_or("the Pod is not known")?;
         let spec = pod
-            .containers
-            .iter()
-            .find(|it| it.name == container.name)
+            .container(&container.name)
             .ok_or("the container is not known")?;
         let image = self
             .images
@@ -610,12 +626,9 @@ impl Driver {
             namespaces: sandbox.namespaces(),
         };
         let config = plan::container(pod, spec, container.attempt, &image, &facts, &lookup)?;
-        let signal = image
-            .config
-            .stop_signal
-            .as_deref()
-            .and_then(signal_number)
-            .unwrap_or(SIGTERM);
+        let of_image = || image.config.stop_signal.as_deref().and_then(signal_number);
+        let signal = spec.stop_signal.map(i32::from).or_else(of_image);
+        let signal = signal.unwrap_or(SIGTERM);
         let note = Note {
             format: NOTE_FORMAT,
             image_id: image.repo_digest.to_string(),

@@ -6,6 +6,7 @@
 mod config;
 mod doctor;
 mod driver;
+mod hooks;
 mod identity;
 mod images;
 mod input;
@@ -15,6 +16,7 @@ mod local;
 mod logs;
 mod node;
 mod plan;
+mod probes;
 mod shims;
 mod show;
 mod stop;
@@ -206,11 +208,12 @@ async fn run(config: config::Config) -> Result<()> {
         place.executable.clone(),
         sender.clone(),
     )?;
-    let shims = shims::Shims::new(place.clone(), sender);
+    let shims = shims::Shims::new(place.clone(), sender.clone());
+    let probes = probes::Probes::new(sender);
     let queries = local::listen(&config.run_dir)?;
     let streams = logs::Streams::default();
     let driver = driver::Driver::new(
-        config, identity, node, core, ledger, link, images, shims, streams, place, floor, inputs,
+        config, identity, node, core, ledger, link, images, shims, probes, streams, place, floor, inputs,
     );
     driver.run(queries, stopped()).await
 }

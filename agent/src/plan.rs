@@ -278,7 +278,7 @@ fn resource(pod: &PodSpec, own: &str, wanted: &ResourceField, facts: &Facts<'_>)
 /// `$(NAME)` becomes the variable's value, stays where there is none; `$$` is one `$`.
 ///
 /// Source: Kubernetes API reference, `EnvVar.value`.
-fn expand(text: &str, variables: &BTreeMap<String, String>) -> String {
+pub(crate) fn expand(text: &str, variables: &BTreeMap<String, String>) -> String {
     let mut out = String::with_capacity(text.len());
     let mut rest = text;
     while let Some(at) = rest.find('$') {
@@ -400,7 +400,7 @@ fn mounts(pod: &PodSpec, spec: &Container, facts: &Facts<'_>) -> Vec<Mount> {
         .collect()
 }
 
-fn limits(spec: &Container, pids: u64) -> Limits {
+pub(crate) fn limits(spec: &Container, pids: u64) -> Limits {
     let request = spec.resources.cpu_request.unwrap_or(0);
     Limits {
         memory_bytes: spec.resources.memory_limit,

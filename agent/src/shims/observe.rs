@@ -7,9 +7,10 @@ use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use skiff_core::{ContainerRef, Exit, ObservedContainer, ObservedPhase, ObservedPod};
+use skiff_core::{ContainerRef, Exit, ObservedContainer, ObservedPhase, ObservedPod, Probed};
 use skiff_protocol::uid::Uid;
 use skiff_shim::protocol::{self, Phase};
+use tracing::warn;
 
 use super::{NOTE_FORMAT, Note, container_id};
 
@@ -28,6 +29,34 @@ pub(super) fn note_path(pod_dir: &Path, container: &str) -> PathBuf {
 pub(super) fn read_note(path: &Path) -> Option<Note> {
     let bytes = std::fs::read(path).ok()?;
     postcard::from_bytes(&bytes).ok()
+}
+
+/// What is known of a container's probes; beside its note, whose format says nothing of them. No container's name has
+/// a dot.
+pub(super) fn probed_path(pod_dir: &Path, container: &str) -> PathBuf {
+    pod_dir.join("notes").join(format!("{container}.probed"))
+}
+
+/// Keeps it: two digits, 0 or 1, for `started` and `ready`. Whole at any moment, for an agent may end at any.
+pub(super) fn keep_probed(pod_dir: &Path, container: &str, probed: Probed) {
+    let path = probed_path(pod_dir, container);
+    let text = format!("{}{}", u8::from(probed.started), u8::from(probed.ready));
+    let new = path.with_extension("probed.new");
+    let kept = std::fs::write(&new, text).and_then(|()| std::fs::rename(&new, &path));
+    if let Err(error) = kept {
+        warn!(path = %path.display(), %error, "cannot keep what the next agent must know of probes");
+    }
+}
+
+/// What was kept. Of a container that an agent started which kept nothing, all is taken for well: an upgrade makes
+/// nothing unready.
+fn read_probed(pod_dir: &Path, container: &str) -> Probed {
+    let kept = std::fs::read(probed_path(pod_dir, container)).unwrap_or_default();
+    let [started, ready] = match *kept {
+        [started, ready] => [started, ready].map(|it| it == b'1'),
+        _ => [true, true],
+    };
+    Probed { started, ready }
 }
 
 /// The Pods that have a directory in `dir`.
@@ -88,7 +117,7 @@ pub(super) fn observe(uid: Uid, dir: &Path, state: &protocol::State) -> Observed
                 .filter(|it| it.format == NOTE_FORMAT)
                 .map(|it| it.spec_digest),
             phase,
-            probed: Default::default(),
+            probed: read_probed(dir, &it.id),
         })
     });
     ObservedPod {
