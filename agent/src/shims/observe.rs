@@ -138,3 +138,38 @@ pub(super) fn exit_of(exit: &protocol::Exit) -> Exit {
         ..Default::default()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_known_of_probes_outlives_the_agent() {
+        let dir = tempfile::tempdir().unwrap();
+        let well = Probed {
+            started: true,
+            ready: true,
+        };
+        let of = |started, ready| Probed { started, ready };
+        // Kept by an agent that knew no probes: nothing at all, or what nobody understands.
+        assert_eq!(read_probed(dir.path(), "c-0"), well);
+        std::fs::create_dir_all(dir.path().join("notes")).unwrap();
+        std::fs::write(probed_path(dir.path(), "c-0"), "?").unwrap();
+        assert_eq!(read_probed(dir.path(), "c-0"), well);
+        for probed in [of(false, false), of(true, false), of(false, true), well] {
+            keep_probed(dir.path(), "c-0", probed);
+            assert_eq!(read_probed(dir.path(), "c-0"), probed);
+        }
+        assert_eq!(read_probed(dir.path(), "c-1"), well);
+        let note = Note {
+            format: NOTE_FORMAT,
+            image_id: "i".to_owned(),
+            spec_digest: 7,
+        };
+        // The note beside it is as it was before there were probes.
+        let path = note_path(dir.path(), "c-0");
+        std::fs::write(&path, postcard::to_allocvec(&note).unwrap()).unwrap();
+        assert_eq!(read_note(&path).unwrap().spec_digest, 7);
+        assert_eq!(read_probed(dir.path(), "c-0"), well);
+    }
+}
