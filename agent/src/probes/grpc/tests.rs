@@ -45,7 +45,7 @@ async fn serve(answer: Answer) -> u16 {
                     }
                     Answer::Head(status, given) => {
                         let mut response = head(status);
-                        for (code, message) in given {
+                        if let Some((code, message)) = given {
                             response = response
                                 .header("grpc-status", code)
                                 .header("grpc-message", message);
