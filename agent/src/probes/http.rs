@@ -8,7 +8,9 @@
 use std::io;
 
 use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader};
+use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout_at};
+use tokio_rustls::client::TlsStream;
 
 use super::dial::{authority, dial, word};
 use super::tls::Tls;
@@ -57,8 +59,22 @@ pub(crate) enum Error {
     Body(String),
 }
 
-trait Stream: AsyncRead + AsyncWrite + Unpin + Send {}
-impl<T: AsyncRead + AsyncWrite + Unpin + Send> Stream for T {}
+trait Stream: AsyncRead + AsyncWrite + Unpin + Send {
+    /// The socket below; asked for its addresses only when something failed.
+    fn tcp(&self) -> &TcpStream;
+}
+
+impl Stream for TcpStream {
+    fn tcp(&self) -> &TcpStream {
+        self
+    }
+}
+
+impl Stream for TlsStream<TcpStream> {
+    fn tcp(&self) -> &TcpStream {
+        self.get_ref().0
+    }
+}
 
 type Connection = BufReader<Box<dyn Stream>>;
 
@@ -197,11 +213,6 @@ async fn once(
 ) -> Result<Response, Error> {
     let head = timeout_at(until, async {
         let stream = dial(&url.host, url.port).await?;
-        let (local, peer) = (stream.local_addr(), stream.peer_addr());
-        let pair = || match (&local, &peer) {
-            (Ok(local), Ok(peer)) => format!("tcp {local}->{peer}"),
-            _ => "tcp".to_owned(),
-        };
         let stream: Box<dyn Stream> = if url.https {
             Box::new(tls.connect(&url.host, stream).await?)
         } else {
@@ -214,10 +225,10 @@ async fn once(
             stream.flush().await
         };
         sent.await
-            .map_err(|error| format!("write {}: write: {}", pair(), word(&error)))?;
+            .map_err(|error| format!("write {}: write: {}", pair(&stream), word(&error)))?;
         let head = head(&mut stream).await.map_err(|error| match error {
             HeadError::Io(error) if error.kind() == io::ErrorKind::UnexpectedEof => "EOF".to_owned(),
-            HeadError::Io(error) => format!("read {}: read: {}", pair(), word(&error)),
+            HeadError::Io(error) => format!("read {}: read: {}", pair(&stream), word(&error)),
             HeadError::Malformed(why) => why,
         })?;
         Ok::<_, String>((head, stream))
@@ -235,6 +246,14 @@ async fn once(
         status: head.status,
         location: head.location,
     })
+}
+
+fn pair(stream: &Connection) -> String {
+    let tcp = stream.get_ref().tcp();
+    match (tcp.local_addr(), tcp.peer_addr()) {
+        (Ok(local), Ok(peer)) => format!("tcp {local}->{peer}"),
+        _ => "tcp".to_owned(),
+    }
 }
 
 fn request(get: &Get, url: &Url, host: Option<&str>) -> String {
