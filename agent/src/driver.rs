@@ -10,6 +10,7 @@
 //! Always holds: a message of the server is acked to the broker after the journal has what follows from it; a batch of
 //! inputs costs one sync; executors make no choices.
 
+mod lifecycle;
 mod share;
 mod volumes;
 
@@ -41,6 +42,7 @@ use crate::logs::Streams;
 use crate::network::Network;
 use crate::node::{self, Node};
 use crate::plan::{self, Facts, Lookup};
+use crate::probes::Probes;
 use crate::shims::{Command, NOTE_FORMAT, Note, Place, Shims};
 use volumes::Volumes;
 
@@ -69,6 +71,7 @@ pub(crate) struct Driver {
     pub(crate) link: Link,
     pub(crate) images: Images,
     pub(crate) shims: Shims,
+    pub(crate) probes: Probes,
     pub(crate) streams: Streams,
     pub(crate) place: Place,
     pub(crate) floor: Arc<AtomicU64>,
@@ -111,6 +114,7 @@ impl Driver {
         link: Link,
         images: Images,
         shims: Shims,
+        probes: Probes,
         streams: Streams,
         place: Place,
         floor: Arc<AtomicU64>,
@@ -125,6 +129,7 @@ impl Driver {
             link,
             images,
             shims,
+            probes,
             streams,
             place,
             floor,
@@ -160,7 +165,9 @@ impl Driver {
             .context("cannot look for running Pods")?;
         info!(pods = found.len(), "found running Pods");
         let running: Vec<Uid> = found.iter().map(|it| it.uid).collect();
-        self.event(Event::Observed(found));
+        let mut found = Event::Observed(found);
+        self.add_last_words(&mut found);
+        self.event(found);
         self.tidy_volumes(&running);
         self.settle();
         tokio::pin!(stop);
@@ -230,7 +237,8 @@ impl Driver {
 
     fn input(&mut self, input: Input) {
         match input {
-            Input::Core(event) => {
+            Input::Core(mut event) => {
+                self.add_last_words(&mut event);
                 self.observe(&event);
                 let removed = matches!(*event, Event::Removed(_));
                 self.event(*event);
@@ -322,10 +330,10 @@ impl Driver {
 
     /// Remembers when the Pods came that have nothing running yet.
     fn note_arrivals(&mut self, arrived: Instant) {
-        let new = self
-            .core
-            .statuses()
-            .filter(|(_, status)| status.containers.iter().all(|it| it.container_id.is_empty()));
+        let new = self.core.statuses().filter(|(_, status)| {
+            let mut all = status.init_containers.iter().chain(&status.containers);
+            all.all(|it| it.container_id.is_empty())
+        });
         let new: Vec<Uid> = new.map(|(_, status)| status.uid).collect();
         for uid in new {
             self.arrived.entry(uid).or_insert(arrived);
@@ -478,8 +486,17 @@ impl Driver {
                 );
                 None
             }
-            // The core does not ask for these yet.
-            Effect::Probe { .. } | Effect::Hook { .. } | Effect::Resize(_) | Effect::Note { .. } => None,
+            Effect::Probe { container, kind } => self.probe(container, kind),
+            Effect::Hook {
+                container,
+                kind,
+                within,
+            } => self.hook(container, kind, within),
+            Effect::Resize(container) => self.resize(container),
+            Effect::Note { container, probed } => {
+                self.shims.note(&container, probed);
+                None
+            }
             Effect::RefreshVolumes(pod) => {
                 self.refresh_volumes(pod);
                 None

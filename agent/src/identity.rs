@@ -151,7 +151,7 @@ fn ask_one(token: &JoinToken, url: &str, body: &[u8]) -> Result<JoinResponse> {
 /// The fleet's root certificate out of the server's chain, recognised by the digest in the token. Nothing is sent to
 /// a server that cannot show it.
 fn fetch_root(token: &JoinToken, url: &str) -> Result<Vec<u8>> {
-    let uri: ureq::http::Uri = url.parse().context("not a URL")?;
+    let uri: http::Uri = url.parse().context("not a URL")?;
     let host = uri.host().context("no host")?.trim_matches(['[', ']']);
     let name = rustls::pki_types::ServerName::try_from(host.to_owned()).context("not a host name")?;
     let config = tls::pinned_client_config(

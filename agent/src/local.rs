@@ -152,7 +152,12 @@ fn containers(status: &PodStatus) -> Value {
             "imageID": it.image_id,
         })
     };
-    status.containers.iter().map(one).collect()
+    status
+        .init_containers
+        .iter()
+        .chain(&status.containers)
+        .map(one)
+        .collect()
 }
 
 /// Asks a running agent.

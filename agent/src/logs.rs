@@ -175,7 +175,8 @@ fn find(core: &Core, place: &Place, request: &LogRequest) -> Result<Source, Stri
     let uid = request.uid.ok_or("the request names no Pod")?;
     let status = core.statuses().map(|(_, status)| status).find(|it| it.uid == uid);
     let status = status.ok_or_else(|| format!("pod {uid} is not on this node"))?;
-    let container = status.containers.iter().find(|it| it.name == request.container);
+    let mut all = status.init_containers.iter().chain(&status.containers);
+    let container = all.find(|it| it.name == request.container);
     let container =
         container.ok_or_else(|| format!("container {} is not valid for pod {uid}", request.container))?;
     source(uid, container, &place.run_of(uid), request.previous)
@@ -220,7 +221,8 @@ fn source(uid: Uid, container: &ContainerStatus, dir: &Path, previous: bool) -> 
     })
 }
 
-fn ring_path(dir: &Path, container: &str, attempt: u32) -> PathBuf {
+/// The ring of one attempt of a container.
+pub(crate) fn ring_path(dir: &Path, container: &str, attempt: u32) -> PathBuf {
     dir.join(skiff_shim::LOG_DIR)
         .join(container)
         .join(format!("{attempt}.ring"))

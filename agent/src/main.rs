@@ -7,6 +7,7 @@ mod config;
 mod devices;
 mod doctor;
 mod driver;
+mod hooks;
 mod identity;
 mod images;
 mod input;
@@ -19,6 +20,7 @@ mod node;
 mod own;
 mod plan;
 mod pressure;
+mod probes;
 mod shims;
 mod show;
 mod stop;
@@ -212,11 +214,12 @@ async fn run(config: config::Config) -> Result<()> {
         place.own.clone(),
         sender.clone(),
     )?;
-    let shims = shims::Shims::new(place.clone(), sender);
+    let shims = shims::Shims::new(place.clone(), sender.clone());
+    let probes = probes::Probes::new(sender);
     let queries = local::listen(&config.run_dir)?;
     let streams = logs::Streams::default();
     let driver = driver::Driver::new(
-        config, identity, node, core, ledger, link, images, shims, streams, place, floor, inputs,
+        config, identity, node, core, ledger, link, images, shims, probes, streams, place, floor, inputs,
     );
     driver.run(queries, stopped()).await
 }

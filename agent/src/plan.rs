@@ -290,7 +290,7 @@ pub(crate) fn resource(
 /// `$(NAME)` becomes the variable's value, stays where there is none; `$$` is one `$`.
 ///
 /// Source: Kubernetes API reference, `EnvVar.value`.
-fn expand(text: &str, variables: &BTreeMap<String, String>) -> String {
+pub(crate) fn expand(text: &str, variables: &BTreeMap<String, String>) -> String {
     expand_with(text, &mut |name| variables.get(name).cloned())
 }
 

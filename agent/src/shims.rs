@@ -3,6 +3,7 @@
 //! Always holds: a task answers each effect with exactly one event, also when the shim is lost; the shim outlives it.
 
 mod connection;
+pub(crate) mod last_words;
 mod observe;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -11,21 +12,25 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
 
-use skiff_core::{ContainerRef, Event, ObservedPod, StartError, Urgency};
+use skiff_core::{ContainerRef, Event, ObservedPod, Probed, StartError, Urgency};
 use skiff_protocol::uid::Uid;
 use skiff_shim::protocol::{
-    self, Phase, Reply, ReplyBody, Request, RequestBody, RunRequest, ShimError, ToClient,
+    self, ExecRequest, Executed, MAX_EXEC_OUTPUT, Phase, Reply, ReplyBody, Request, RequestBody, RunRequest,
+    ShimError, ToClient,
 };
 use skiff_sys::cgroup::Cgroups;
-use skiff_sys::{RunError, SandboxConfig};
+use skiff_sys::{ExecConfig, Limits, RunError, SandboxConfig};
 use tokio::io::AsyncReadExt;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::Instant;
 use tracing::{error, info, warn};
 
 use crate::input::Input;
 use crate::own::{Own, Part};
 use connection::{Connection, next};
-use observe::{exit_of, is_absence, note_path, observe, pods_in, read_note, reference};
+use observe::{
+    exit_of, is_absence, keep_probed, note_path, observe, pods_in, probed_path, read_note, reference,
+};
 
 /// Requests that may wait for one Pod: a few for each of its containers.
 const QUEUE: usize = 4 * skiff_protocol::limits::CONTAINERS;
@@ -65,6 +70,24 @@ pub(crate) enum Command {
         urgency: Urgency,
         /// The signal for [`Urgency::Ask`].
         signal: i32,
+    },
+    /// Run a command in a container and wait for its end.
+    Exec {
+        /// Which.
+        container: ContainerRef,
+        /// Command and arguments.
+        command: Vec<String>,
+        /// When it is killed.
+        until: Instant,
+        /// Who asks; dropped where the shim is lost.
+        answer: oneshot::Sender<Result<Executed, String>>,
+    },
+    /// Give a running container other limits.
+    Update {
+        /// Which.
+        container: ContainerRef,
+        /// All of them.
+        limits: Limits,
     },
     /// End everything and remove it.
     Remove,
@@ -117,6 +140,11 @@ impl Place {
 #[must_use]
 pub(crate) fn container_id(pod: Uid, container: &str) -> String {
     format!("skiff://{pod}_{container}")
+}
+
+/// What the shim calls a container.
+fn id_of(container: &ContainerRef) -> String {
+    format!("{}-{}", container.name, container.attempt)
 }
 
 /// The tasks of all Pods.
@@ -188,6 +216,20 @@ impl Shims {
         }
     }
 
+    /// Where commands for a Pod's task go, for those who wait for its answer.
+    pub(crate) fn commands(&mut self, uid: Uid) -> mpsc::Sender<Command> {
+        if let Some(task) = self.tasks.get(&uid) {
+            return task.clone();
+        }
+        // Without a task there is no shim, and nobody who would answer.
+        mpsc::channel(1).0
+    }
+
+    /// Keeps what the next agent must know of a container's probes.
+    pub(crate) fn note(&self, container: &ContainerRef, probed: Probed) {
+        keep_probed(&self.place.run_of(container.pod), &id_of(container), probed);
+    }
+
     /// Forgets the task of a Pod that is gone.
     pub(crate) fn forget(&mut self, uid: Uid) {
         self.tasks.remove(&uid);
@@ -223,6 +265,9 @@ enum Pending {
     Run(Start),
     /// The shim's state, for a start that an earlier agent began and did not live to see.
     Begun(Start),
+    /// A command in a container, and who waits for its end.
+    Exec(oneshot::Sender<Result<Executed, String>>),
+    Update(ContainerRef),
     Quiet,
     Shutdown,
 }
@@ -305,6 +350,10 @@ impl Task {
                 if let Err(error) = kept {
                     warn!(path = %path.display(), %error, "cannot keep what the next agent must know");
                 }
+                if !probed_path(&self.place.run_of(self.uid), &id).exists() {
+                    // Nothing is known of it yet, which is not the same as a note that was never kept.
+                    keep_probed(&self.place.run_of(self.uid), &id, Probed::default());
+                }
                 self.attempts.insert(id.clone(), container.clone());
                 let start = Start { container, id, stale };
                 self.begin(RequestBody::Run(request), start, Pending::Run).await;
@@ -314,7 +363,7 @@ impl Task {
                 urgency,
                 signal,
             } => {
-                let id = format!("{}-{}", container.name, container.attempt);
+                let id = id_of(&container);
                 let body = match urgency {
                     Urgency::Ask => RequestBody::Signal {
                         container: id,
@@ -325,8 +374,43 @@ impl Task {
                 // A container that cannot be told has ended or is lost; either is told by an event of its own.
                 let _ = self.ask(body, Pending::Quiet).await;
             }
+            Command::Exec {
+                container,
+                command,
+                until,
+                answer,
+            } => self.exec(&container, command, until, answer).await,
+            Command::Update { container, limits } => {
+                let body = RequestBody::Update {
+                    container: id_of(&container),
+                    limits,
+                };
+                if self.ask(body, Pending::Update(container.clone())).await.is_err() {
+                    let result = Err("the Pod's shim is gone".to_owned());
+                    self.tell(Event::Resized { container, result }).await;
+                }
+            }
             Command::Remove => {}
         }
+    }
+
+    async fn exec(
+        &mut self,
+        container: &ContainerRef,
+        command: Vec<String>,
+        until: Instant,
+        answer: oneshot::Sender<Result<Executed, String>>,
+    ) {
+        let left = until.saturating_duration_since(Instant::now());
+        let request = ExecRequest {
+            container: id_of(container),
+            config: ExecConfig { args: command },
+            // A time that has run out while the command waited here is told as that, by the shim.
+            timeout_ms: u64::try_from(left.as_millis()).unwrap_or(u64::MAX).max(1),
+            output: MAX_EXEC_OUTPUT,
+        };
+        // Who asked sees its end of the answer dropped where the shim is gone.
+        let _ = self.ask(RequestBody::Exec(request), Pending::Exec(answer)).await;
     }
 
     /// Asks for what a start waits for; without a shim it has failed.
@@ -398,7 +482,9 @@ impl Task {
                     Pending::Quiet,
                 )
                 .await;
-            let _ = std::fs::remove_file(note_path(&self.place.run_of(self.uid), &id));
+            let run = self.place.run_of(self.uid);
+            let _ = std::fs::remove_file(note_path(&run, &id));
+            let _ = std::fs::remove_file(probed_path(&run, &id));
         }
         // Also what an earlier boot or a lost shim left, and what lies under this very attempt's name: a container
         // begins with a fresh writable layer.
@@ -491,6 +577,19 @@ impl Task {
             (Pending::Run(start) | Pending::Begun(start), Err(error)) => {
                 start.failed(code(&error), error.to_string())
             }
+            (Pending::Exec(answer), result) => {
+                // Who asked has lost patience where nobody listens.
+                let _ = answer.send(match result {
+                    Ok(ReplyBody::Executed(executed)) => Ok(executed),
+                    Ok(_) => Err("the shim answered something else".to_owned()),
+                    Err(error) => Err(error.to_string()),
+                });
+                return;
+            }
+            (Pending::Update(container), result) => Event::Resized {
+                container,
+                result: result.map(drop).map_err(|error| error.to_string()),
+            },
             (Pending::Quiet | Pending::Shutdown, _) => return,
         };
         self.tell(event).await;
