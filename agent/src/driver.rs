@@ -192,7 +192,7 @@ impl Driver {
     }
 
     /// Makes the link anew: the session at the broker stays, and with it what was not acked.
-    async fn reconnect(&mut self) {
+    pub(crate) async fn reconnect(&mut self) {
         self.reconnect_at = None;
         match Link::new(
             &self.config,
@@ -202,7 +202,8 @@ impl Driver {
         ) {
             Ok(link) => {
                 self.link.close(self.core.epoch()).await;
-                self.link = link;
+                let before = std::mem::replace(&mut self.link, link);
+                self.link.succeed(before);
                 self.incoming(Incoming::Down);
             }
             Err(error) => error!(%error, "the link cannot be made anew"),
@@ -347,12 +348,7 @@ impl Driver {
             let info = self.node.info(&self.config, &self.place);
             self.event(Event::NodeChanged(info));
         }
-        while self.link.has_room(Class::Status)
-            && self.link.has_room(Class::Event)
-            && let Some(report) = self.core.next_report()
-        {
-            self.link.send(&report);
-        }
+        self.link.report(|| self.core.next_report());
     }
 
     /// Makes what was appended durable, and lets follow what waits for it.
