@@ -37,6 +37,7 @@ use crate::local::{self, Query};
 use crate::logs::Streams;
 use crate::node::Node;
 use crate::plan::{self, Facts};
+use crate::renewal::Renewal;
 use crate::shims::{Command, NOTE_FORMAT, Note, Place, Shims};
 use crate::volumes;
 
@@ -75,6 +76,7 @@ pub(crate) struct Driver {
     pub(crate) place: Place,
     pub(crate) floor: Arc<AtomicU64>,
     pub(crate) began: Instant,
+    pub(crate) renewal: Renewal,
     inputs: mpsc::Receiver<Input>,
     /// Batches that are in the journal's buffer.
     unsynced: Vec<u64>,
@@ -114,6 +116,7 @@ impl Driver {
         floor: Arc<AtomicU64>,
         inputs: mpsc::Receiver<Input>,
     ) -> Self {
+        let renewal = Renewal::new(place.executable.clone(), config.state_dir.clone());
         Self {
             config,
             identity,
@@ -127,6 +130,7 @@ impl Driver {
             place,
             floor,
             began: Instant::now(),
+            renewal,
             inputs,
             unsynced: Vec::new(),
             unacked: Vec::new(),
@@ -180,6 +184,8 @@ impl Driver {
                     }
                 }
                 () = sleep_for(self.reconnect_at) => self.reconnect().await,
+                // The renewal's `next` is cancel-safe.
+                turn = self.renewal.next() => self.renew(turn).await,
                 // A tick that is cancelled comes at the next turn.
                 _ = look.tick() => self.node.look_again(&self.config),
                 () = &mut stop => break,

@@ -19,6 +19,8 @@ pub(crate) struct Node {
     address: String,
     bounding: Vec<String>,
     journal_error: Option<String>,
+    /// The certificate ends soon and could not be renewed.
+    certificate: Option<String>,
     /// Low on memory, low on disk, as last looked at.
     pressure: (bool, bool),
     /// A condition changed since it was last told.
@@ -40,6 +42,7 @@ impl Node {
             address: address(),
             bounding: bounding.into_iter().map(str::to_owned).collect(),
             journal_error: None,
+            certificate: None,
             pressure: (false, false),
             changed: false,
         }
@@ -89,6 +92,12 @@ impl Node {
     pub(crate) fn journal_answered(&mut self, error: Option<&anyhow::Error>) {
         self.changed |= error.is_some() != self.journal_error.is_some();
         self.journal_error = error.map(|error| format!("{error:#}"));
+    }
+
+    /// Notes that the certificate ends soon, or that it does not.
+    pub(crate) fn certificate(&mut self, expiring: Option<String>) {
+        self.changed |= expiring.is_some() != self.certificate.is_some();
+        self.certificate = expiring;
     }
 
     /// Looks at memory and disk again.
@@ -181,6 +190,9 @@ impl Node {
         }
         if let Some(error) = &self.journal_error {
             add("JournalUnwritable", true, "JournalError", error.clone());
+        }
+        if let Some(message) = &self.certificate {
+            add("CertificateExpiring", true, "RenewalFailed", message.clone());
         }
         for (kind, message) in lacking(&place.cgroups) {
             add(kind, true, "KernelLacks", message);

@@ -60,9 +60,9 @@ fn client(port: u16, protocol: ProtocolChoice) -> Client {
 
 #[tokio::test]
 async fn auto_ends_at_the_version_that_the_broker_speaks() {
-    // One hang-up may be chance; a word is none.
+    // One hang-up may be chance, and an answer in the old format that is too short for the new one looks like one.
     for (refusal, attempts) in [
-        (Refusal::OldFormat, 1),
+        (Refusal::OldFormat, 2),
         (Refusal::NewFormat, 1),
         (Refusal::HangUp, 2),
     ] {
@@ -235,9 +235,7 @@ async fn a_session_that_shall_begin_clean_does_so_even_after_an_attempt_in_vain(
     })
     .await;
     let mut client = client(port, ProtocolChoice::V311);
-    for _ in 0..2 {
-        connected(&mut client).await;
-    }
+    connected(&mut client).await;
     assert_eq!(*CLEAN.lock().unwrap(), [false, true, true]);
 }
 
