@@ -133,8 +133,8 @@ mod tests {
 
     #[test]
     fn what_a_program_reads_is_in_no_failure() {
-        quiet_with(&mut Command::new("grep").args(["-q", "secret"]), "secret\n").unwrap();
-        let error = quiet_with(&mut Command::new("grep").args(["-q", "other"]), "secret\n").unwrap_err();
+        quiet_with(Command::new("grep").args(["-q", "secret"]), "secret\n").unwrap();
+        let error = quiet_with(Command::new("grep").args(["-q", "other"]), "secret\n").unwrap_err();
         let text = format!("{error:#}");
         assert!(
             text.contains("grep -q other") && !text.contains("secret"),
