@@ -43,6 +43,7 @@ use crate::network::Network;
 use crate::node::{self, Node};
 use crate::plan::{self, Facts, Lookup};
 use crate::probes::Probes;
+use crate::renewal::Renewal;
 use crate::shims::{Command, NOTE_FORMAT, Note, Place, Shims};
 use volumes::Volumes;
 
@@ -76,6 +77,7 @@ pub(crate) struct Driver {
     pub(crate) place: Place,
     pub(crate) floor: Arc<AtomicU64>,
     pub(crate) began: Instant,
+    pub(crate) renewal: Renewal,
     inputs: mpsc::Receiver<Input>,
     /// Batches that are in the journal's buffer.
     unsynced: Vec<u64>,
@@ -120,6 +122,7 @@ impl Driver {
         floor: Arc<AtomicU64>,
         inputs: mpsc::Receiver<Input>,
     ) -> Self {
+        let renewal = Renewal::new(place.executable.clone(), config.state_dir.clone());
         Self {
             config,
             identity,
@@ -134,6 +137,7 @@ impl Driver {
             place,
             floor,
             began: Instant::now(),
+            renewal,
             inputs,
             unsynced: Vec::new(),
             unacked: Vec::new(),
@@ -195,6 +199,8 @@ impl Driver {
                     }
                 }
                 () = sleep_for(self.reconnect_at) => self.reconnect().await,
+                // The renewal's `next` is cancel-safe.
+                turn = self.renewal.next() => self.renew(turn).await,
                 // What it waits for is kept over the turns.
                 wake = self.node.watch.wake() => self.watched(wake),
                 () = &mut stop => break,
@@ -207,7 +213,7 @@ impl Driver {
     }
 
     /// Makes the link anew: the session at the broker stays, and with it what was not acked.
-    async fn reconnect(&mut self) {
+    pub(crate) async fn reconnect(&mut self) {
         self.reconnect_at = None;
         match Link::new(
             &self.config,
@@ -217,7 +223,8 @@ impl Driver {
         ) {
             Ok(link) => {
                 self.link.close(self.core.epoch()).await;
-                self.link = link;
+                let before = std::mem::replace(&mut self.link, link);
+                self.link.succeed(before);
                 self.incoming(Incoming::Down);
             }
             Err(error) => error!(%error, "the link cannot be made anew"),
@@ -384,12 +391,7 @@ impl Driver {
             let info = self.node.info(&self.config, &self.place);
             self.event(Event::NodeChanged(info));
         }
-        while self.link.has_room(Class::Status)
-            && self.link.has_room(Class::Event)
-            && let Some(report) = self.core.next_report()
-        {
-            self.link.send(&report);
-        }
+        self.link.report(|| self.core.next_report());
     }
 
     /// Makes what was appended durable, and lets follow what waits for it.

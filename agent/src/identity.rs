@@ -5,21 +5,15 @@
 
 use std::fs;
 use std::io::Write;
-use std::net::{TcpStream, ToSocketAddrs};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
-use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use ring::rand::{SecureRandom, SystemRandom};
-use skiff_protocol::enrol::{self, JoinRequest, JoinResponse, JoinToken};
+use serde::{Deserialize, Serialize};
+use skiff_protocol::enrol::{self, JoinResponse};
 use skiff_protocol::topic::NodeName;
-use skiff_transport::{NodeKey, tls};
-
-/// How long a server may take to answer.
-const PATIENCE: Duration = Duration::from_secs(30);
+use skiff_transport::tls;
 
 /// What enrolment left behind.
 #[derive(Clone)]
@@ -28,10 +22,23 @@ pub(crate) struct Identity {
     pub node: NodeName,
     /// The node's key, PKCS#8 PEM.
     pub key_pem: String,
-    /// Everything that the server said at enrolment.
+    /// Everything that the server said at enrolment, or when it renewed the certificate last.
     pub joined: JoinResponse,
     /// The server's Ed25519 public key.
     pub server_key: Vec<u8>,
+    /// Who joined the node named its broker.
+    pub broker_chosen: bool,
+}
+
+/// `joined.json`.
+#[derive(Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Kept {
+    #[serde(flatten)]
+    joined: JoinResponse,
+    /// Who joined the node named its broker, so the server's is not taken over.
+    #[serde(default)]
+    broker_chosen: bool,
 }
 
 fn dir(state: &Path) -> PathBuf {
@@ -54,17 +61,59 @@ impl Identity {
         }
         let read =
             |path: &Path| fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()));
-        let joined: JoinResponse = serde_json::from_str(&read(&path)?)
+        let kept: Kept = serde_json::from_str(&read(&path)?)
             .with_context(|| format!("{} is damaged; join again", path.display()))?;
-        let node = NodeName::parse(&joined.node).with_context(|| format!("{}", path.display()))?;
-        let server_key = enrol::from_base64(&joined.signing_key)
+        let node = NodeName::parse(&kept.joined.node).with_context(|| format!("{}", path.display()))?;
+        let server_key = enrol::from_base64(&kept.joined.signing_key)
             .with_context(|| format!("{}: signing_key is damaged; join again", path.display()))?;
         Ok(Self {
             node,
             key_pem: read(&dir(state).join("node.key"))?,
-            joined,
+            joined: kept.joined,
             server_key,
+            broker_chosen: kept.broker_chosen,
         })
+    }
+
+    /// Keeps what a join gave. `broker` takes the place of the broker that the server named.
+    ///
+    /// # Errors
+    /// When a file cannot be written.
+    pub(crate) fn make(
+        state: &Path,
+        key_pem: &str,
+        mut joined: JoinResponse,
+        broker: Option<&str>,
+    ) -> Result<()> {
+        let dir = dir(state);
+        fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(&dir)
+            .with_context(|| format!("cannot make {}", dir.display()))?;
+        // A journal that was sealed when this node joined before must still open.
+        if !dir.join("seal.key").exists() {
+            let mut seal = [0; 32];
+            let filled = SystemRandom::new().fill(&mut seal);
+            filled.map_err(|_| anyhow::anyhow!("the system gives no randomness for a key"))?;
+            write(&dir.join("seal.key"), &seal)?;
+        }
+        if let Some(broker) = broker {
+            broker.clone_into(&mut joined.broker_url);
+        }
+        write(&dir.join("node.key"), key_pem.as_bytes())?;
+        keep(state, joined, broker.is_some())
+    }
+
+    /// Keeps what a renewal gave: one file, so that key and certificate always belong together.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub(crate) fn renew(&self, state: &Path, mut renewed: JoinResponse) -> Result<()> {
+        if self.broker_chosen {
+            renewed.broker_url.clone_from(&self.joined.broker_url);
+        }
+        keep(state, renewed, self.broker_chosen)
     }
 
     /// The TLS identity for broker and server.
@@ -77,128 +126,15 @@ impl Identity {
     }
 }
 
-/// Joins a fleet: makes a key, asks the server for a certificate over it, keeps both.
-///
-/// # Errors
-/// When the token is not one, no server answers, or the server refuses.
-pub(crate) fn join(state: &Path, token: &str, broker: Option<&str>) -> Result<NodeName> {
-    let token = JoinToken::parse(token)?;
-    let key = NodeKey::generate()?;
-    let public = key.public_key();
-    let payload = JoinRequest::payload(&token.node, &token.secret, &public);
-    let request = JoinRequest::new(&token, &public, &key.sign(&payload)?);
-    let mut joined = ask(&token, &request)?;
-    if joined.node != token.node.as_str() {
-        bail!(
-            "the server answered for node {:?}, the token is for {:?}",
-            joined.node,
-            token.node.as_str()
-        );
-    }
-    if let Some(broker) = broker {
-        joined.broker_url = broker.to_owned();
-    }
-    let dir = dir(state);
-    fs::DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(&dir)
-        .with_context(|| format!("cannot make {}", dir.display()))?;
-    // A journal that was sealed when this node joined before must still open.
-    if !dir.join("seal.key").exists() {
-        let mut seal = [0; 32];
-        let filled = SystemRandom::new().fill(&mut seal);
-        filled.map_err(|_| anyhow::anyhow!("the system gives no randomness for a key"))?;
-        write(&dir.join("seal.key"), &seal)?;
-    }
-    write(&dir.join("node.key"), key.to_pem().as_bytes())?;
-    write(&dir.join("joined.json"), &serde_json::to_vec_pretty(&joined)?)?;
-    Ok(token.node)
-}
-
-/// Asks each server of the token in turn.
-fn ask(token: &JoinToken, request: &JoinRequest) -> Result<JoinResponse> {
-    let body = serde_json::to_vec(request)?;
-    let mut errors = Vec::new();
-    for url in &token.server_urls {
-        match ask_one(token, url, &body) {
-            Ok(joined) => return Ok(joined),
-            Err(error) => errors.push(format!("{url}: {error:#}")),
-        }
-    }
-    bail!("no server took the join token: {}", errors.join("; "))
-}
-
-fn ask_one(token: &JoinToken, url: &str, body: &[u8]) -> Result<JoinResponse> {
-    let root = fetch_root(token, url)?;
-    let url = format!("{url}/skiff/v1/join");
-    let mut answer = http(&root)
-        .post(&url)
-        .content_type("application/json")
-        .send(body)?;
-    let status = answer.status();
-    let text = answer
-        .body_mut()
-        .with_config()
-        .limit(enrol::MAX_MESSAGE as u64)
-        .read_to_string()?;
-    if !status.is_success() {
-        bail!("{status}: {}", reason(&text));
-    }
-    serde_json::from_str(&text).context("the server's answer is not what this version understands")
-}
-
-/// The fleet's root certificate out of the server's chain, recognised by the digest in the token. Nothing is sent to
-/// a server that cannot show it.
-fn fetch_root(token: &JoinToken, url: &str) -> Result<Vec<u8>> {
-    let uri: http::Uri = url.parse().context("not a URL")?;
-    let host = uri.host().context("no host")?.trim_matches(['[', ']']);
-    let name = rustls::pki_types::ServerName::try_from(host.to_owned()).context("not a host name")?;
-    let config = tls::pinned_client_config(
-        token.ca_sha256,
-        &tls::Clock::at_least(Arc::new(AtomicU64::new(crate::BUILT as u64))),
-    )?;
-    let mut connection = rustls::ClientConnection::new(config, name)?;
-    let address = (host, uri.port_u16().unwrap_or(443))
-        .to_socket_addrs()?
-        .next()
-        .context("the name has no address")?;
-    let mut stream = TcpStream::connect_timeout(&address, PATIENCE)?;
-    stream.set_read_timeout(Some(PATIENCE))?;
-    stream.set_write_timeout(Some(PATIENCE))?;
-    while connection.is_handshaking() {
-        connection.complete_io(&mut stream)?;
-    }
-    let chain = connection.peer_certificates().unwrap_or_default();
-    let root = chain
-        .iter()
-        .find(|it| skiff_protocol::sha256(it) == token.ca_sha256);
-    Ok(root
-        .context("the server does not show the certificate that the token names")?
-        .to_vec())
-}
-
-/// The message of a Kubernetes `Status`, or the text itself.
-fn reason(text: &str) -> String {
-    let status: Option<serde_json::Value> = serde_json::from_str(text).ok();
-    let message = status.as_ref().and_then(|it| it["message"].as_str());
-    message.unwrap_or(text).chars().take(512).collect()
-}
-
-/// An HTTP client that trusts only `root` (DER), and gives error answers back instead of hiding them.
-fn http(root: &[u8]) -> ureq::Agent {
-    let root = ureq::tls::Certificate::from_der(root).to_owned();
-    let tls = ureq::tls::TlsConfig::builder()
-        .provider(ureq::tls::TlsProvider::Rustls)
-        .unversioned_rustls_crypto_provider(Arc::new(rustls::crypto::ring::default_provider()))
-        .root_certs(ureq::tls::RootCerts::new_with_certs(&[root]))
-        .build();
-    ureq::Agent::config_builder()
-        .tls_config(tls)
-        .http_status_as_error(false)
-        .timeout_global(Some(PATIENCE))
-        .build()
-        .new_agent()
+fn keep(state: &Path, joined: JoinResponse, broker_chosen: bool) -> Result<()> {
+    let kept = Kept {
+        joined,
+        broker_chosen,
+    };
+    write(
+        &dir(state).join("joined.json"),
+        &serde_json::to_vec_pretty(&kept)?,
+    )
 }
 
 /// Writes a file of mode 0600 so that a power cut leaves the old content or the new.
@@ -220,4 +156,55 @@ fn write(path: &Path, bytes: &[u8]) -> Result<()> {
     fs::File::open(parent)
         .and_then(|dir| dir.sync_all())
         .with_context(failed)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn joined(broker_url: &str, certificate: &str) -> JoinResponse {
+        JoinResponse {
+            version: enrol::VERSION,
+            node: "rover-7".to_owned(),
+            ca_certificate: "ca".to_owned(),
+            certificate: certificate.to_owned(),
+            signing_key: "AAAA".to_owned(),
+            broker_url: broker_url.to_owned(),
+            broker_username: "rover-7".to_owned(),
+            broker_password: "secret".to_owned(),
+            server_urls: vec!["https://fleet.example".to_owned()],
+            server_time: 1,
+            not_after: 2,
+        }
+    }
+
+    #[test]
+    fn a_renewal_changes_the_certificate_and_a_broker_that_nobody_chose() {
+        for (chosen, expected) in [(None, "mqtts://new"), (Some("mqtts://mine"), "mqtts://mine")] {
+            let dir = tempfile::tempdir().unwrap();
+            Identity::make(dir.path(), "key", joined("mqtts://old", "first"), chosen).unwrap();
+            let before = Identity::load(dir.path()).unwrap();
+            assert_eq!(before.joined.broker_url, chosen.unwrap_or("mqtts://old"));
+            before.renew(dir.path(), joined("mqtts://new", "second")).unwrap();
+            let after = Identity::load(dir.path()).unwrap();
+            assert_eq!(after.joined.certificate, "second");
+            assert_eq!(
+                (after.joined.broker_url.as_str(), after.key_pem.as_str()),
+                (expected, "key")
+            );
+        }
+    }
+
+    #[test]
+    fn what_an_earlier_version_wrote_is_read() {
+        let dir = tempfile::tempdir().unwrap();
+        Identity::make(dir.path(), "key", joined("mqtts://old", "first"), None).unwrap();
+        let path = dir.path().join("identity/joined.json");
+        fs::write(
+            &path,
+            serde_json::to_vec(&joined("mqtts://old", "first")).unwrap(),
+        )
+        .unwrap();
+        assert!(!Identity::load(dir.path()).unwrap().broker_chosen);
+    }
 }

@@ -119,6 +119,11 @@ impl Images {
         })
     }
 
+    /// The node's certificate is another from now on.
+    pub(crate) fn renewed(&mut self, identity: Arc<Identity>) {
+        self.identity = identity;
+    }
+
     /// The image that a container is started from.
     ///
     /// # Errors

@@ -2,7 +2,8 @@
 //!
 //! Always holds: a message is acked to the broker only after the driver has dealt with it (a chunk of one as it comes:
 //! digest sync repairs what a restart then loses); what is sent leaves the
-//! outbox only with the broker's ack; nothing here blocks.
+//! outbox only with the broker's ack, or a refusal that repeating would not change; a message is queued whole or not
+//! at all; nothing here blocks.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -13,15 +14,25 @@ use ring::rand::{SecureRandom, SystemRandom};
 use skiff_protocol::limits;
 use skiff_protocol::topic::{NodeName, Topic, UpKind};
 use skiff_protocol::wire::{self, Assembler, Down, Up, decode_down, encode_up, frames};
-use skiff_transport::outbox::{Bounds, Class, Message, Outbox};
+use skiff_transport::outbox::{Bound, Bounds, Class, Message, Outbox};
 use skiff_transport::{
     AckToken, BrokerUrl, Bytes, Client, Event, LastWill, Options, ProtocolChoice, PublishError, Qos,
     Transport, tls,
 };
-use tracing::{info, warn};
+use tokio::time::Instant;
+use tracing::{error, info, warn};
 
 use crate::config::Config;
 use crate::identity::Identity;
+
+/// What statuses may hold: the largest one, of 32 containers that each have two texts of 4 KiB, beside a full frame.
+const STATUS: Bound = Bound {
+    messages: 256,
+    bytes: 384 * 1024,
+};
+
+/// The first and the longest wait after a refusal that may pass. A quota is mostly one a minute or an hour.
+const AGAIN: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
 
 /// What the link has to tell.
 pub(crate) enum Incoming {
@@ -38,10 +49,15 @@ pub(crate) enum Incoming {
 /// The link.
 pub(crate) struct Link {
     node: NodeName,
-    client: Client,
+    client: Box<dyn Transport>,
     outbox: Outbox,
+    /// A report that found no room; it goes before any other, so that the server misses none.
+    kept: Option<Up>,
     assembler: Assembler,
     connected: bool,
+    /// The broker refused something for now. Until all that waits is sent, one message goes at a time, so that they
+    /// keep their order, and none before this time.
+    throttle: Option<(Instant, Duration)>,
     next_message: u32,
     unreadable: u64,
     unsendable: u64,
@@ -104,22 +120,61 @@ impl Link {
             topic: Topic::up(&identity.node, UpKind::Bye).to_string(),
             payload: bye.into(),
         });
-        Ok(Self {
-            node: identity.node.clone(),
-            client: Client::new(options)?,
-            outbox: Outbox::new(Bounds::default()),
-            assembler: Assembler::default(),
-            connected: false,
-            next_message: 1,
-            unreadable: 0,
-            unsendable: 0,
-        })
+        Ok(Self::over(identity.node.clone(), Box::new(Client::new(options)?)))
     }
 
-    /// What happens next. Cancel-safe: the transport's `next` is, and everything after it is done without waiting.
+    /// A link over a transport.
+    fn over(node: NodeName, client: Box<dyn Transport>) -> Self {
+        let mut bounds = Bounds::default();
+        bounds.0[Class::Status as usize] = STATUS;
+        // A random beginning: chunks of a start before this one may still be on their way under low numbers.
+        let mut bytes = [0; 4];
+        let _ = SystemRandom::new().fill(&mut bytes);
+        Self {
+            node,
+            client,
+            outbox: Outbox::new(bounds),
+            kept: None,
+            assembler: Assembler::default(),
+            connected: false,
+            throttle: None,
+            next_message: u32::from_le_bytes(bytes),
+            unreadable: 0,
+            unsendable: 0,
+        }
+    }
+
+    /// Goes on where `before` ends: what it had not sent, this one sends.
+    pub(crate) fn succeed(&mut self, before: Self) {
+        self.outbox = before.outbox;
+        self.outbox.clear(Class::Stream);
+        self.outbox.disconnected();
+        self.kept = before.kept;
+        self.next_message = before.next_message;
+        self.unreadable += before.unreadable;
+        self.unsendable += before.unsendable;
+    }
+
+    /// What happens next. Cancel-safe: the transport's `next` and a sleep until a fixed time are, and everything after
+    /// them is done without waiting.
     pub(crate) async fn next(&mut self) -> Incoming {
-        let event = self.client.next().await;
-        let incoming = match event {
+        let again = self.throttle.map(|(until, _)| until).filter(|_| self.connected);
+        let event = tokio::select! {
+            // Cancelled, it tells the same event at the next call.
+            event = self.client.next() => event,
+            // Cancelled, it ends at the same time at the next call.
+            () = passed(again, self.outbox.is_in_flight()) => {
+                self.pump();
+                return Incoming::Nothing;
+            }
+        };
+        let incoming = self.took(event);
+        self.pump();
+        incoming
+    }
+
+    fn took(&mut self, event: Event) -> Incoming {
+        match event {
             Event::Connected { protocol, .. } => {
                 info!(%protocol, "connected to the broker");
                 self.connected = true;
@@ -134,6 +189,9 @@ impl Link {
                     info!(%why, ?retry_in, "the broker cannot be reached");
                 }
                 self.connected = false;
+                self.throttle = None;
+                // The server ends the streams of a connection with it.
+                self.outbox.clear(Class::Stream);
                 self.outbox.disconnected();
                 Incoming::Down
             }
@@ -142,15 +200,22 @@ impl Link {
                 self.outbox.acked(id);
                 Incoming::Nothing
             }
-            Event::Refused { id, reason } => {
+            Event::Refused {
+                id,
+                reason,
+                passing: true,
+            } => {
+                self.hold_back(&reason);
+                self.outbox.postponed(id);
+                Incoming::Nothing
+            }
+            Event::Refused { id, reason, .. } => {
                 self.unsendable += 1;
                 warn!(reason, "the broker refused a message");
                 self.outbox.refused(id);
                 Incoming::Nothing
             }
-        };
-        self.pump();
-        incoming
+        }
     }
 
     fn message(&mut self, topic: &str, payload: &[u8], ack: AckToken) -> Incoming {
@@ -190,8 +255,34 @@ impl Link {
         self.connected && self.outbox.has_room(class, limits::FRAME)
     }
 
+    /// Sends what there is to report, while there is room. What finds none is kept, and goes first the next time.
+    pub(crate) fn report(&mut self, mut next: impl FnMut() -> Option<Up>) {
+        while self.has_room(Class::Status)
+            && self.has_room(Class::Event)
+            && let Some(report) = self.kept.take().or_else(&mut next)
+        {
+            match self.queue(&report) {
+                Ok(()) => {}
+                Err(Unqueued::Full) => {
+                    self.kept = Some(report);
+                    return;
+                }
+                Err(Unqueued::TooLarge) => self.unsendable += 1,
+            }
+        }
+    }
+
     /// Queues a message; `false` when there is no room for it.
     pub(crate) fn send(&mut self, message: &Up) -> bool {
+        let queued = self.queue(message).is_ok();
+        if !queued {
+            self.unsendable += 1;
+        }
+        queued
+    }
+
+    /// Queues all frames of a message, or none.
+    fn queue(&mut self, message: &Up) -> Result<(), Unqueued> {
         let (class, kind, sid) = address(message);
         let topic = match sid {
             None => Topic::up(&self.node, kind),
@@ -206,29 +297,39 @@ impl Link {
         let payloads = match frames(&encode_up(message), self.next_message) {
             Ok(payloads) => payloads,
             Err(why) => {
-                self.unsendable += 1;
-                warn!(topic, %why, "a message cannot be sent");
-                return false;
+                error!(topic, %why, "a message cannot be sent");
+                return Err(Unqueued::TooLarge);
             }
         };
-        let sent = payloads.into_iter().all(|payload| {
+        let (count, bytes) = payloads.iter().fold((0, 0), |(count, bytes), payload| {
+            (count + 1, bytes + topic.len() + payload.len())
+        });
+        if !self.outbox.could_hold(class, count, bytes) {
+            error!(topic, bytes, "a message can never be sent: the outbox holds less");
+            return Err(Unqueued::TooLarge);
+        }
+        if !self.outbox.has_room_for(class, count, bytes) {
+            return Err(Unqueued::Full);
+        }
+        for payload in payloads {
             let message = Message {
                 topic: topic.clone(),
                 payload: Bytes::from(payload),
                 qos: Qos::AtLeastOnce,
             };
-            self.outbox.push(class, None, message).is_ok()
-        });
-        if !sent {
-            self.unsendable += 1;
+            // There is room: that was asked for all of them.
+            if let Err(full) = self.outbox.push(class, None, message) {
+                error!(%full, "a part of a message is lost");
+            }
         }
         self.pump();
-        sent
+        Ok(())
     }
 
     /// Hands the transport what it takes.
     fn pump(&mut self) {
         while self.connected
+            && !self.holds_back()
             && let Some((id, message)) = self.outbox.next()
         {
             let Message { topic, payload, qos } = message.clone();
@@ -242,6 +343,30 @@ impl Link {
                 }
             }
         }
+    }
+
+    /// Sends nothing for a while, longer each time. What was on its way already when that began is one refusal.
+    fn hold_back(&mut self, reason: &str) {
+        let now = Instant::now();
+        let wait = match self.throttle {
+            Some((until, _)) if now < until => return,
+            Some((_, wait)) => (wait * 2).min(AGAIN.1),
+            None => AGAIN.0,
+        };
+        info!(reason, ?wait, "the broker takes no message now");
+        self.throttle = Some((now + wait, wait));
+    }
+
+    /// Whether the broker's last refusal keeps the next message here for now.
+    fn holds_back(&mut self) -> bool {
+        let Some((until, _)) = self.throttle else {
+            return false;
+        };
+        if self.outbox.is_empty() {
+            self.throttle = None;
+            return false;
+        }
+        self.outbox.is_in_flight() || Instant::now() < until
     }
 
     /// Figures.
@@ -267,6 +392,22 @@ impl Link {
     }
 }
 
+/// Why a message is not in the outbox.
+enum Unqueued {
+    /// There is no room now.
+    Full,
+    /// There is never room for it.
+    TooLarge,
+}
+
+/// Done at the time; never while the broker has yet to answer for a message, whose answer comes as an event.
+async fn passed(time: Option<Instant>, in_flight: bool) {
+    match time.filter(|_| !in_flight) {
+        Some(time) => tokio::time::sleep_until(time).await,
+        None => std::future::pending().await,
+    }
+}
+
 fn address(message: &Up) -> (Class, UpKind, Option<u32>) {
     match message {
         Up::Hello(_) | Up::Need { .. } | Up::Applied { .. } => (Class::Control, UpKind::Hello, None),
@@ -281,3 +422,6 @@ fn address(message: &Up) -> (Class, UpKind, Option<u32>) {
 pub(crate) fn raise(floor: &AtomicU64, unix: i64) {
     floor.fetch_max(u64::try_from(unix).unwrap_or(0), Ordering::Relaxed);
 }
+
+#[cfg(test)]
+mod tests;

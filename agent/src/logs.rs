@@ -333,7 +333,7 @@ fn write_record(out: &mut Vec<u8>, record: &Record, timestamps: bool) {
 /// Nanoseconds since 1970 as `2006-01-02T15:04:05.999999999Z`.
 ///
 /// The civil date is found by counting days in eras of 400 years, which begin on the first of March.
-fn rfc3339(unix_ns: i64) -> String {
+pub(crate) fn rfc3339(unix_ns: i64) -> String {
     let (seconds, nanos) = (
         unix_ns.div_euclid(1_000_000_000),
         unix_ns.rem_euclid(1_000_000_000),

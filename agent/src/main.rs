@@ -1,12 +1,13 @@
 //! The agent: runs Kubernetes Pods on a small, far away machine.
 //!
-//! One binary, several roles. Always holds: `shim` and `pull` are processes of their own that this one starts; the
+//! One binary, several roles. Always holds: `shim`, `pull` and `renew` are processes of their own that this one starts; the
 //! agent itself has one thread for its work, never forks and never calls libcontainer.
 
 mod config;
 mod devices;
 mod doctor;
 mod driver;
+mod enrol;
 mod hooks;
 mod identity;
 mod images;
@@ -21,6 +22,7 @@ mod own;
 mod plan;
 mod pressure;
 mod probes;
+mod renewal;
 mod shims;
 mod show;
 mod stop;
@@ -49,8 +51,11 @@ const RUN_SHARE: u64 = 4;
 /// How long the journal's lock may be held by what an agent before this one left behind.
 const LOCK_PATIENCE: std::time::Duration = std::time::Duration::from_secs(3);
 
-/// No certificate of ours is older than this program.
-const BUILT: i64 = 1_763_683_200;
+/// When this program was built, in seconds since 1970: no moment in which it runs is earlier, whatever the clock says.
+const BUILT: i64 = match i64::from_str_radix(env!("SKIFF_BUILT"), 10) {
+    Ok(seconds) => seconds,
+    Err(_) => panic!("SKIFF_BUILT is no number of seconds"),
+};
 
 /// Runs Kubernetes Pods on a small, far away machine.
 #[derive(Parser)]
@@ -75,7 +80,7 @@ enum Command {
     Run,
     /// Join a fleet with the token that `skiff node enrol` printed
     Join {
-        /// The token
+        /// The token, or - to read it from standard input, where no other user of this machine sees it
         token: String,
         /// A broker other than the one that the server names, mqtts://HOST[:PORT]
         #[arg(long, value_name = "URL")]
@@ -103,6 +108,9 @@ enum Command {
     /// Pull one image (started by the agent)
     #[command(hide = true)]
     Pull,
+    /// Renew this node's certificate (started by the agent)
+    #[command(hide = true)]
+    Renew,
 }
 
 fn main() -> ExitCode {
@@ -111,6 +119,7 @@ fn main() -> ExitCode {
     match arguments.next().as_deref().and_then(|it| it.to_str()) {
         Some("shim") => return skiff_shim::main(arguments),
         Some("pull") => return skiff_images::pull::main(),
+        Some("renew") => return enrol::main(arguments),
         _ => {}
     }
     match command() {
@@ -143,16 +152,33 @@ fn command() -> Result<ExitCode> {
             runtime.block_on(run(config))?;
         }
         Command::Join { token, broker } => {
-            let node = identity::join(&config.state_dir, &token, broker.as_deref())?;
+            let token = read_token(token)?;
+            let node = enrol::join(&config.state_dir, &token, broker.as_deref())?;
             println!("joined as node {node}; start it with: skiff-agent run");
         }
         Command::Status { json } => show::status(&local::ask(&config.run_dir, "status")?, json),
         Command::Pods { json } => show::pods(&local::ask(&config.run_dir, "pods")?, json),
         Command::Doctor => return Ok(doctor::run(&config)),
         Command::Stop => stop::run(&config)?,
-        Command::Shim | Command::Pull => unreachable!("told apart in main"),
+        Command::Shim | Command::Pull | Command::Renew => unreachable!("told apart in main"),
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// The token itself, from standard input where the argument says so.
+fn read_token(argument: String) -> Result<String> {
+    if argument != "-" {
+        return Ok(argument);
+    }
+    let mut token = String::new();
+    let input = std::io::Read::take(
+        std::io::stdin().lock(),
+        skiff_protocol::enrol::MAX_TOKEN as u64 * 2,
+    );
+    std::io::BufRead::read_line(&mut std::io::BufReader::new(input), &mut token)
+        .context("cannot read the token from standard input")?;
+    anyhow::ensure!(!token.trim().is_empty(), "there is no token on standard input");
+    Ok(token)
 }
 
 fn logging() {

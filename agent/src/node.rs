@@ -40,6 +40,8 @@ pub(crate) struct Node {
     pub(crate) watch: Watch,
     journal_error: Option<String>,
     network_error: Option<String>,
+    /// The certificate ends soon and could not be renewed.
+    certificate: Option<String>,
     /// A condition changed since it was last told.
     changed: bool,
 }
@@ -72,6 +74,7 @@ impl Node {
             watch: Watch::new(),
             journal_error: None,
             network_error: None,
+            certificate: None,
             changed: false,
         }
     }
@@ -167,6 +170,12 @@ impl Node {
         self.network_error = error;
     }
 
+    /// Notes that the certificate ends soon, or that it does not.
+    pub(crate) fn certificate(&mut self, expiring: Option<String>) {
+        self.changed |= expiring.is_some() != self.certificate.is_some();
+        self.certificate = expiring;
+    }
+
     /// Looks again at what may change: memory, disk, processes, devices.
     pub(crate) fn look_again(&mut self, config: &Config, now: Instant) {
         self.changed |= self.watch.look(config, now);
@@ -233,6 +242,9 @@ impl Node {
         }
         if let Some(error) = &self.network_error {
             bad("HostPortsDegraded", "KernelLacks", error.clone());
+        }
+        if let Some(message) = &self.certificate {
+            bad("CertificateExpiring", "RenewalFailed", message.clone());
         }
         for (kind, message) in lacking(&place.cgroups) {
             bad(kind, "KernelLacks", message);

@@ -65,11 +65,14 @@ pub enum Why {
 }
 
 impl Why {
+    /// The handshake failed. Nothing of MQTT was said, so a network that broke says nothing of the broker's version.
     pub(crate) fn tls(error: &rumqttc::TlsError) -> Self {
-        if let rumqttc::TlsError::Io(e) = error {
-            Self::broken(e, false)
-        } else {
-            Self::Tls(error.to_string())
+        match error {
+            rumqttc::TlsError::Io(e) => match tls_cause(e) {
+                Some(tls) => Self::Tls(tls),
+                None => Self::Unreachable(format!("the TLS handshake broke off: {e}")),
+            },
+            other => Self::Tls(other.to_string()),
         }
     }
 
@@ -83,19 +86,24 @@ impl Why {
     }
 
     pub(crate) fn broken(error: &io::Error, connected: bool) -> Self {
-        let mut cause: Option<&(dyn StdError + 'static)> = error.get_ref().map(|e| e as _);
-        while let Some(inner) = cause {
-            if let Some(tls) = inner.downcast_ref::<rustls::Error>() {
-                return Self::Tls(tls.to_string());
-            }
-            cause = inner.source();
-        }
-        if connected {
-            Self::Lost(error.to_string())
-        } else {
-            Self::HungUp(error.to_string())
+        match tls_cause(error) {
+            Some(tls) => Self::Tls(tls),
+            None if connected => Self::Lost(error.to_string()),
+            None => Self::HungUp(error.to_string()),
         }
     }
+}
+
+/// What rustls says is behind an error of the connection.
+fn tls_cause(error: &io::Error) -> Option<String> {
+    let mut cause: Option<&(dyn StdError + 'static)> = error.get_ref().map(|e| e as _);
+    while let Some(inner) = cause {
+        if let Some(tls) = inner.downcast_ref::<rustls::Error>() {
+            return Some(tls.to_string());
+        }
+        cause = inner.source();
+    }
+    None
 }
 
 /// Which message an ack is for. It is worthless after its connection ended: the broker then sends the message again.
@@ -131,12 +139,14 @@ pub enum Event {
         /// As given to `try_publish`.
         id: u64,
     },
-    /// The broker refused the publish with this id; to repeat it would be refused again.
+    /// The broker refused the publish with this id.
     Refused {
         /// As given to `try_publish`.
         id: u64,
         /// The broker's reason.
         reason: String,
+        /// The reason is the broker's state and not the message: the same publish may be taken later.
+        passing: bool,
     },
     /// The connection ended, or an attempt failed. All un-acked publishes are forgotten here.
     Disconnected {

@@ -27,7 +27,7 @@ use tokio::time::{Instant, Sleep, sleep, timeout};
 
 use crate::api::{AckToken, Event, PublishError, Transport, Why};
 use crate::backoff::Backoff;
-use crate::driver::{self, Granted, Packet, Submit, Timing};
+use crate::driver::{self, Granted, Packet, Refusal, Submit, Timing};
 use crate::options::{Options, OptionsError, Protocol, ProtocolChoice, Qos};
 use crate::{v4, v5};
 
@@ -38,6 +38,8 @@ const PACKETS: usize = 16;
 const REQUESTS: usize = 1024;
 /// QoS 0 publishes handed to the library and not yet written.
 const UNWRITTEN: usize = 32;
+/// Hang-ups on CONNECT after which MQTT 3.1.1 is tried: one may be chance.
+const HANG_UPS: u32 = 2;
 /// How long a polite DISCONNECT may take.
 const FAREWELL: Duration = Duration::from_secs(2);
 
@@ -77,7 +79,11 @@ pub struct Client {
     connections: u64,
     protocol: Protocol,
     /// MQTT 5 worked once, so a hang-up is no reason to try 3.1.1.
-    proven: bool,
+    v5_worked: bool,
+    /// MQTT 3.1.1 worked where 5 did not, so one hang-up on 5 is reason enough to go back.
+    v311_worked: bool,
+    /// Attempts with MQTT 5 that ended in a hang-up on CONNECT, since the last change of version.
+    hang_ups: u32,
     /// Subscriptions are surely known to the broker's session.
     subscribed: bool,
     clean_next: bool,
@@ -103,7 +109,9 @@ impl Client {
             ready: VecDeque::with_capacity(2),
             connections: 0,
             protocol,
-            proven: false,
+            v5_worked: false,
+            v311_worked: false,
+            hang_ups: 0,
             subscribed: false,
             clean_next: false,
         })
@@ -122,7 +130,7 @@ impl Client {
 
     fn open(&mut self) {
         self.connections += 1;
-        let clean = std::mem::take(&mut self.clean_next);
+        let clean = self.clean_next;
         let (out, packets) = mpsc::channel(PACKETS);
         let timing = Timing {
             keepalive: self.options.keepalive,
@@ -162,21 +170,14 @@ impl Client {
         };
         let lived = connection.up.map_or(Duration::ZERO, |since| since.elapsed());
         let mut wait = self.backoff.next(lived);
-        if self.options.protocol == ProtocolChoice::Auto {
-            let other = match connection.protocol {
+        if self.options.protocol == ProtocolChoice::Auto && self.takes_other_version(&connection, &why) {
+            self.hang_ups = 0;
+            self.protocol = match connection.protocol {
                 Protocol::V5 => Protocol::V311,
                 Protocol::V311 => Protocol::V5,
             };
-            match &why {
-                Why::ProtocolVersion => {
-                    self.protocol = other;
-                    if connection.protocol == Protocol::V5 {
-                        wait = Duration::ZERO;
-                    }
-                }
-                // Some brokers hang up on a version they do not know, others answer in the other version's format.
-                Why::HungUp(_) | Why::Protocol(_) if !self.proven => self.protocol = other,
-                _ => {}
+            if connection.protocol == Protocol::V5 && (why == Why::ProtocolVersion || self.v311_worked) {
+                wait = Duration::ZERO;
             }
         }
         if why == Why::Oversize {
@@ -192,6 +193,26 @@ impl Client {
         }
     }
 
+    /// Whether the next attempt speaks the other version. Only what a broker does with CONNECT says anything of it: a
+    /// network that breaks before that does not.
+    fn takes_other_version(&mut self, ended: &Connection, why: &Why) -> bool {
+        match (ended.protocol, why) {
+            // The broker may be another by now, and MQTT 5 says more.
+            (Protocol::V311, _) if ended.up.is_some() => true,
+            (_, Why::ProtocolVersion) => true,
+            (Protocol::V311, Why::HungUp(_) | Why::Protocol(_)) => true,
+            _ if self.v5_worked || ended.granted.is_some() => false,
+            // An answer in the other version's format.
+            (Protocol::V5, Why::Protocol(_)) => true,
+            // Some brokers hang up on a version that they do not know; a broker that restarts hangs up too.
+            (Protocol::V5, Why::HungUp(_)) => {
+                self.hang_ups += 1;
+                self.hang_ups >= HANG_UPS || self.v311_worked
+            }
+            _ => false,
+        }
+    }
+
     /// Takes one packet of the open connection; what the caller should know goes to `ready`.
     fn take(&mut self, packet: Packet) -> Result<(), Why> {
         let Phase::Open(connection) = &mut self.phase else {
@@ -200,6 +221,8 @@ impl Client {
         match packet {
             Packet::Connected(granted) => {
                 connection.granted = Some(granted);
+                // Only a broker that answered has dropped the old session.
+                self.clean_next = false;
                 if granted.at_most_qos0 {
                     return Err(Why::NoQos1);
                 }
@@ -248,7 +271,7 @@ impl Client {
                 if let Some(id) = connection.inflight.remove(&pkid) {
                     self.ready.push_back(match refused {
                         None => Event::Acked { id },
-                        Some(reason) => Event::Refused { id, reason },
+                        Some(Refusal { reason, passing }) => Event::Refused { id, reason, passing },
                     });
                 }
             }
@@ -265,7 +288,10 @@ impl Client {
             return;
         }
         connection.up = Some(Instant::now());
-        self.proven = true;
+        match connection.protocol {
+            Protocol::V5 => self.v5_worked = true,
+            Protocol::V311 => self.v311_worked = true,
+        }
         let granted = connection.granted.unwrap_or_default();
         self.ready.push_back(Event::Connected {
             session_present: granted.session_present,

@@ -39,7 +39,7 @@ pub(crate) enum Packet {
     },
     Acked {
         pkid: u16,
-        refused: Option<String>,
+        refused: Option<Refusal>,
     },
     Pinged,
     Disconnecting,
@@ -47,6 +47,13 @@ pub(crate) enum Packet {
     Heard,
     /// Something went out that nobody needs to know of.
     Wrote,
+}
+
+/// Why the broker did not take a publish.
+#[derive(Debug)]
+pub(crate) struct Refusal {
+    pub reason: String,
+    pub passing: bool,
 }
 
 /// What the broker granted in CONNACK.

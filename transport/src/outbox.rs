@@ -3,7 +3,7 @@
 //! ```text
 //! push ──▶ queued ── next, sent ──▶ in flight ── acked / refused ──▶ gone
 //!             ▲                        │
-//!             └──── disconnected ──────┘   (unless a newer one with its key is queued)
+//!             └ disconnected, postponed ┘   (unless a newer one with its key is queued)
 //! ```
 //!
 //! Always holds: pure, no I/O. A class never holds more than its [`Bound`], in flight included. A message leaves only
@@ -114,7 +114,7 @@ pub struct Counters {
     pub dropped_bytes: u64,
     /// Messages given back for want of room.
     pub rejected: u64,
-    /// Messages put back after a lost connection.
+    /// Messages put back after a lost connection, or after a refusal that may pass.
     pub repeated: u64,
 }
 
@@ -140,8 +140,21 @@ impl Queue {
         Some(entry)
     }
 
-    fn fits(&self, bound: Bound, bytes: usize) -> bool {
-        self.entries.len() < bound.messages && self.bytes + bytes <= bound.bytes
+    fn fits(&self, bound: Bound, messages: usize, bytes: usize) -> bool {
+        self.entries.len() + messages <= bound.messages && self.bytes + bytes <= bound.bytes
+    }
+
+    /// Queues what is in flight at `index` again; `false` where it went because a newer one with its key waits.
+    fn again(&mut self, index: usize) -> bool {
+        let (id, key) = (self.entries[index].id, self.entries[index].key);
+        if key.is_some() && self.entries.iter().any(|e| e.key == key && e.id > id) {
+            self.remove(index);
+            self.counters.replaced += 1;
+            return false;
+        }
+        self.entries[index].in_flight = false;
+        self.counters.repeated += 1;
+        true
     }
 }
 
@@ -193,7 +206,7 @@ impl Outbox {
             if class == Class::Log && bytes <= bound.bytes {
                 Self::make_room(queue, bound, bytes);
             }
-            if !queue.fits(bound, bytes) {
+            if !queue.fits(bound, 1, bytes) {
                 queue.counters.rejected += 1;
                 return Err(Full { class, message });
             }
@@ -212,7 +225,7 @@ impl Outbox {
 
     /// Drops the oldest that are not in flight until `bytes` more fit, or none is left.
     fn make_room(queue: &mut Queue, bound: Bound, bytes: usize) {
-        while !queue.fits(bound, bytes) {
+        while !queue.fits(bound, 1, bytes) {
             let Some(index) = queue.entries.iter().position(|e| !e.in_flight) else {
                 return;
             };
@@ -255,29 +268,33 @@ impl Outbox {
         Some((CLASSES[class], entry.message))
     }
 
+    /// The broker refused the message for now: it is queued again in its old place, except where a newer one with its
+    /// key waits.
+    pub fn postponed(&mut self, id: u64) {
+        if let Some((class, index)) = self.find(id) {
+            self.queues[class].again(index);
+        }
+    }
+
     /// The connection ended: what was in flight is queued again in its old order, except where a newer one with its
     /// key waits.
     pub fn disconnected(&mut self) {
         for queue in &mut self.queues {
             let mut index = 0;
             while index < queue.entries.len() {
-                let entry = &queue.entries[index];
-                if !entry.in_flight {
-                    index += 1;
-                    continue;
-                }
-                let (id, key) = (entry.id, entry.key);
-                let newer = key.is_some() && queue.entries.iter().any(|e| e.key == key && e.id > id);
-                if newer {
-                    queue.remove(index);
-                    queue.counters.replaced += 1;
-                } else {
-                    queue.entries[index].in_flight = false;
-                    queue.counters.repeated += 1;
+                if !queue.entries[index].in_flight || queue.again(index) {
                     index += 1;
                 }
             }
         }
+    }
+
+    /// Whether the broker has yet to answer for a message.
+    #[must_use]
+    pub fn is_in_flight(&self) -> bool {
+        self.queues
+            .iter()
+            .any(|queue| queue.entries.iter().any(|entry| entry.in_flight))
     }
 
     /// Drops what is queued or in flight in a class, as when all of it was said anew. Returns how many.
@@ -305,7 +322,20 @@ impl Outbox {
     /// Whether a message of this class and size would be taken now.
     #[must_use]
     pub fn has_room(&self, class: Class, bytes: usize) -> bool {
-        self.queues[class as usize].fits(self.bounds.0[class as usize], bytes)
+        self.queues[class as usize].fits(self.bounds.0[class as usize], 1, bytes)
+    }
+
+    /// Whether so many messages of this class, of so many bytes altogether, would all be taken now.
+    #[must_use]
+    pub fn has_room_for(&self, class: Class, messages: usize, bytes: usize) -> bool {
+        self.queues[class as usize].fits(self.bounds.0[class as usize], messages, bytes)
+    }
+
+    /// Whether they would be taken if nothing else were here.
+    #[must_use]
+    pub fn could_hold(&self, class: Class, messages: usize, bytes: usize) -> bool {
+        let bound = self.bounds.0[class as usize];
+        messages <= bound.messages && bytes <= bound.bytes
     }
 
     /// What happened in a class.
@@ -491,6 +521,47 @@ mod tests {
             ),
             (2, 1, 1, 2)
         );
+    }
+
+    #[test]
+    fn what_is_postponed_goes_again_in_its_old_place() {
+        let mut outbox = outbox(5, 100);
+        let a = outbox.push(Class::Status, None, message("a", 1)).unwrap();
+        outbox.push(Class::Status, None, message("b", 1)).unwrap();
+        let keyed = outbox.push(Class::Status, Some(1), message("c-1", 1)).unwrap();
+        assert!(!outbox.is_in_flight());
+        assert_eq!(drain(&mut outbox), ["a", "b", "c-1"]);
+        assert!(outbox.is_in_flight());
+        outbox.push(Class::Status, Some(1), message("c-2", 1)).unwrap();
+        outbox.push(Class::Status, None, message("d", 1)).unwrap();
+        outbox.postponed(a);
+        outbox.postponed(keyed);
+        outbox.postponed(99);
+        assert_eq!(drain(&mut outbox), ["a", "c-2", "d"]);
+        let counters = outbox.counters(Class::Status);
+        assert_eq!(
+            (counters.repeated, counters.replaced, counters.refused),
+            (1, 1, 0)
+        );
+    }
+
+    #[test]
+    fn room_is_told_for_several_at_once() {
+        let mut outbox = outbox(3, 100);
+        outbox.push(Class::Status, None, message("a", 49)).unwrap();
+        for (messages, bytes, now, ever) in [
+            (2, 50, true, true),
+            (3, 3, false, true),
+            (2, 51, false, true),
+            (4, 4, false, false),
+            (1, 101, false, false),
+        ] {
+            let told = (
+                outbox.has_room_for(Class::Status, messages, bytes),
+                outbox.could_hold(Class::Status, messages, bytes),
+            );
+            assert_eq!(told, (now, ever), "{messages} of {bytes} bytes");
+        }
     }
 
     #[test]

@@ -11,7 +11,7 @@ use rumqttc::v5::{AsyncClient, ConnectionError, Event, EventLoop, MqttOptions, S
 use rumqttc::{NetworkOptions, Outgoing, TlsConfiguration, Transport};
 
 use crate::api::Why;
-use crate::driver::{Granted, Packet, Submit, Wire};
+use crate::driver::{Granted, Packet, Refusal, Submit, Wire};
 use crate::options::{Options, Qos};
 
 pub(crate) fn open(options: &Options, clean: bool, channel: usize) -> (Sender, Receiver) {
@@ -46,6 +46,7 @@ pub(crate) fn open(options: &Options, clean: bool, channel: usize) -> (Sender, R
         Receiver {
             event_loop,
             connected: false,
+            keepalive: options.keepalive,
         },
     )
 }
@@ -82,6 +83,7 @@ impl Submit for Sender {
 pub(crate) struct Receiver {
     event_loop: EventLoop,
     connected: bool,
+    keepalive: Duration,
 }
 
 impl Wire for Receiver {
@@ -99,7 +101,13 @@ impl Receiver {
         match incoming {
             packet::Packet::ConnAck(ack) => {
                 self.connected = true;
-                Ok(Packet::Connected(granted(&ack)))
+                let granted = granted(&ack);
+                if granted.keepalive.is_some_and(|it| it.is_zero()) {
+                    // "No keepalive" leaves us free to ping (MQTT 5, 3.1.2.10), and without pings a dead connection
+                    // is never noticed. The library would take it for "ping all the time".
+                    self.event_loop.options.set_keep_alive(self.keepalive);
+                }
+                Ok(Packet::Connected(granted))
             }
             packet::Packet::Publish(publish) if publish.qos == QoS::ExactlyOnce => {
                 Err(Why::Protocol("the broker sent a message at QoS 2".to_owned()))
@@ -120,20 +128,30 @@ impl Receiver {
                     refused: ack.return_codes.iter().position(|code| !good(code)),
                 })
             }
-            packet::Packet::PubAck(ack) => {
-                let accepted = matches!(
-                    ack.reason,
-                    packet::PubAckReason::Success | packet::PubAckReason::NoMatchingSubscribers
-                );
-                let refused = (!accepted).then(|| format!("{:?}", ack.reason));
-                Ok(Packet::Acked {
-                    pkid: ack.pkid,
-                    refused,
-                })
-            }
+            packet::Packet::PubAck(ack) => Ok(Packet::Acked {
+                pkid: ack.pkid,
+                refused: refusal(ack.reason),
+            }),
             _ => Ok(Packet::Heard),
         }
     }
+}
+
+/// What PUBACK says against a publish (MQTT 5, 3.4.2.1).
+fn refusal(reason: packet::PubAckReason) -> Option<Refusal> {
+    use packet::PubAckReason as Reason;
+    let passing = match reason {
+        Reason::Success | Reason::NoMatchingSubscribers => return None,
+        Reason::QuotaExceeded
+        | Reason::UnspecifiedError
+        | Reason::ImplementationSpecificError
+        | Reason::PacketIdentifierInUse => true,
+        Reason::NotAuthorized | Reason::TopicNameInvalid | Reason::PayloadFormatInvalid => false,
+    };
+    Some(Refusal {
+        reason: format!("{reason:?}"),
+        passing,
+    })
 }
 
 fn granted(ack: &packet::ConnAck) -> Granted {

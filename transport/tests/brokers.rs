@@ -10,7 +10,7 @@ mod support;
 use std::time::{Duration, Instant};
 
 use skiff_broker::Broker as _;
-use skiff_transport::{Bytes, Client, Event, ProtocolChoice, PublishError, Qos, Transport, Why};
+use skiff_transport::{Bytes, Client, Event, Protocol, ProtocolChoice, PublishError, Qos, Transport, Why};
 use support::{Fleet, Mosquitto, connected, down, event, event_within, everywhere, message, publish, up};
 use tokio::net::{TcpListener, TcpStream};
 
@@ -280,6 +280,64 @@ async fn relay(to: std::net::SocketAddr, open: tokio::sync::watch::Receiver<bool
     port
 }
 
+/// Resets the first `count` connections in the middle of their TLS handshake, and passes on those after.
+async fn hiccups(to: std::net::SocketAddr, count: usize) -> u16 {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    tokio::spawn(async move {
+        let mut seen = 0;
+        while let Ok((mut near, _)) = listener.accept().await {
+            seen += 1;
+            if seen <= count {
+                // Closing with something unread resets the connection.
+                near.readable().await.unwrap();
+                drop(near);
+                continue;
+            }
+            tokio::spawn(async move {
+                let mut far = TcpStream::connect(to).await.unwrap();
+                tokio::io::copy_bidirectional(&mut near, &mut far).await.ok();
+            });
+        }
+    });
+    port
+}
+
+#[tokio::test]
+async fn a_network_that_breaks_before_connect_says_nothing_of_the_version() {
+    let fleet = Fleet::new();
+    let embedded = fleet.embedded().await;
+    let port = hiccups(embedded.address(), 3).await;
+    let mut options = fleet.node(&format!("mqtts://127.0.0.1:{port}"), ProtocolChoice::Auto);
+    options.backoff_cap = Duration::from_secs(1);
+    let mut node = Client::new(options).unwrap();
+    for _ in 0..3 {
+        let told = event(&mut node).await;
+        assert!(
+            matches!(
+                told,
+                Event::Disconnected {
+                    why: Why::Unreachable(_),
+                    ..
+                }
+            ),
+            "{told:?}"
+        );
+    }
+    let told = event(&mut node).await;
+    assert!(
+        matches!(
+            told,
+            Event::Connected {
+                protocol: Protocol::V5,
+                ..
+            }
+        ),
+        "{told:?}"
+    );
+    embedded.shutdown().await;
+}
+
 #[tokio::test]
 async fn a_black_hole_under_a_busy_writer_is_noticed_too() {
     for protocol in [ProtocolChoice::V5, ProtocolChoice::V311] {
@@ -389,7 +447,10 @@ async fn a_refused_publish_is_told_and_the_window_moves_on() {
                 .unwrap();
             let told = event(&mut node).await;
             assert!(
-                matches!(&told, Event::Refused { id: i, reason } if *i == id && reason == "NotAuthorized"),
+                matches!(
+                    &told,
+                    Event::Refused { id: i, reason, passing: false } if *i == id && reason == "NotAuthorized"
+                ),
                 "{told:?}"
             );
         }

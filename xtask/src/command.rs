@@ -25,9 +25,32 @@ pub(crate) fn quiet(command: &mut Command) -> Result<()> {
     output(command).map(drop)
 }
 
+/// The same with `input` on its standard input, which no error repeats.
+pub(crate) fn quiet_with(command: &mut Command, input: &str) -> Result<()> {
+    use std::io::Write as _;
+    let child = command
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn();
+    let mut child = child.with_context(|| cannot_start(command))?;
+    if let Some(mut stdin) = child.stdin.take() {
+        // A program that ends without reading it says why.
+        stdin.write_all(input.as_bytes()).ok();
+    }
+    let output = child
+        .wait_with_output()
+        .with_context(|| format!("cannot wait for `{}`", line(command)))?;
+    text_of(command, output).map(drop)
+}
+
 /// Runs `command` and returns its stdout; stderr is part of the error when it fails.
 pub(crate) fn output(command: &mut Command) -> Result<String> {
     let output = capture(command)?;
+    text_of(command, output)
+}
+
+fn text_of(command: &Command, output: Output) -> Result<String> {
     if !output.status.success() {
         let mut said = String::from_utf8_lossy(&output.stdout).into_owned();
         said.push_str(&String::from_utf8_lossy(&output.stderr));
@@ -104,6 +127,17 @@ mod tests {
         let text = format!("{error:#}");
         assert!(
             text.contains("because") && text.contains("exit status: 3"),
+            "{text}"
+        );
+    }
+
+    #[test]
+    fn what_a_program_reads_is_in_no_failure() {
+        quiet_with(Command::new("grep").args(["-q", "secret"]), "secret\n").unwrap();
+        let error = quiet_with(Command::new("grep").args(["-q", "other"]), "secret\n").unwrap_err();
+        let text = format!("{error:#}");
+        assert!(
+            text.contains("grep -q other") && !text.contains("secret"),
             "{text}"
         );
     }

@@ -11,7 +11,7 @@ use crate::command;
 use crate::fleet::{Binaries, Fleet, Interrupt};
 use crate::http;
 use crate::images;
-use crate::setup::{self, Programs};
+use crate::setup;
 use crate::test;
 use crate::workspace::Workspace;
 
@@ -21,9 +21,9 @@ const RUNNING: Duration = Duration::from_secs(60);
 /// Builds, starts, shows; goes on until Ctrl-C, or ends by itself when `once`.
 pub(crate) fn run(workspace: &Workspace, once: bool) -> Result<()> {
     println!("==> setting up");
-    setup::packages(&setup::missing_packages())?;
+    setup::packages(&setup::missing(setup::FLEET))?;
     setup::rust(workspace)?;
-    let programs = Programs::prepare(workspace)?;
+    let kubectl = setup::kubectl(workspace)?;
     println!("==> building");
     test::build(workspace)?;
     println!("==> making images");
@@ -33,16 +33,16 @@ pub(crate) fn run(workspace: &Workspace, once: bool) -> Result<()> {
     let binaries = Binaries {
         cli: workspace.binaries("debug").join("skiff"),
         agent: workspace.binaries("debug").join("skiff-agent"),
-        kubectl: programs.kubectl.clone(),
+        kubectl: kubectl.clone(),
     };
     println!("==> starting a server with its broker, and a node");
     let mut fleet = Fleet::start(&workspace.target().join("demo"), "demo", binaries, interrupt)?;
     show(workspace, &mut fleet)?;
     if !once {
-        stay(&fleet, &programs);
+        stay(&fleet, &kubectl);
     }
     println!("==> cleaning up");
-    Ok(())
+    fleet.finish()
 }
 
 fn show(workspace: &Workspace, fleet: &mut Fleet) -> Result<()> {
@@ -107,11 +107,11 @@ fn answer(fleet: &mut Fleet) -> Result<()> {
 }
 
 /// Says how to go on and waits for Ctrl-C.
-fn stay(fleet: &Fleet, programs: &Programs) {
+fn stay(fleet: &Fleet, kubectl: &Path) {
     println!(
         "\nIt runs until Ctrl-C. In another terminal:\n\n    export KUBECONFIG={}\n    {} get pods -w\n",
         fleet.kubeconfig().display(),
-        programs.kubectl.display()
+        kubectl.display()
     );
     while !fleet.interrupt().is_set() {
         std::thread::sleep(Duration::from_millis(200));

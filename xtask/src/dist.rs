@@ -46,7 +46,8 @@ pub(crate) fn agent(workspace: &Workspace, target: &str) -> Result<PathBuf> {
             .env(format!("AR_{lower}"), &compiler.ar)
             .env("ZIG_GLOBAL_CACHE_DIR", workspace.tools().join("zig-cache"))
             // With --target these reach no build script. A RUSTFLAGS from outside comes second to them.
-            .env("CARGO_ENCODED_RUSTFLAGS", flags(workspace)),
+            .env("CARGO_ENCODED_RUSTFLAGS", flags(workspace))
+            .envs(source_date(workspace)),
     )?;
     let built = workspace.target().join(target).join("release/skiff-agent");
     let dist = workspace.target().join("dist");
@@ -55,6 +56,18 @@ pub(crate) fn agent(workspace: &Workspace, target: &str) -> Result<PathBuf> {
     files::copy(&built, &copy)?;
     check(workspace, &copy, target)?;
     Ok(copy)
+}
+
+/// The agent knows when it was built: by the sources' date, the same sources give the same bytes.
+fn source_date(workspace: &Workspace) -> Option<(&'static str, String)> {
+    let name = "SOURCE_DATE_EPOCH";
+    if std::env::var_os(name).is_some() {
+        return None;
+    }
+    // Sources without git have no date of their own; then it is today.
+    let mut git = command::at(workspace.root(), "git");
+    let said = command::output(git.args(["log", "-1", "--format=%ct"])).ok()?;
+    Some((name, said.trim().to_owned()))
 }
 
 /// Not position independent: 100 kB less memory for each shim, whose pages then need no relocation. Equal functions

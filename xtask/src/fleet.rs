@@ -54,10 +54,11 @@ mod words {
         words
     }
 
-    pub(super) fn join(layout: &Layout, token: &str) -> Vec<String> {
+    /// The token comes over standard input: a command line is for all to see.
+    pub(super) fn join(layout: &Layout) -> Vec<String> {
         vec![
             "join".into(),
-            token.into(),
+            "-".into(),
             "--config".into(),
             layout.config.display().to_string(),
         ]
@@ -287,13 +288,9 @@ impl Fleet {
     }
 
     fn start_node(&mut self) -> Result<()> {
-        let printed = command::output(Command::new(&self.binaries.cli).args(words::enrol(&self.layout)))?;
-        let token = printed
-            .split_whitespace()
-            .find(|word| word.starts_with("skiff1."));
-        let token =
-            token.with_context(|| format!("`skiff node enrol` printed no token but: {}", printed.trim()))?;
-        command::quiet(Command::new(&self.binaries.agent).args(words::join(&self.layout, token)))?;
+        let token = command::output(Command::new(&self.binaries.cli).args(words::enrol(&self.layout)))?;
+        let mut join = Command::new(&self.binaries.agent);
+        command::quiet_with(join.args(words::join(&self.layout)), &token)?;
         let log = self.layout.dir.join("agent.log");
         self.processes.push(Process::start(
             "agent",
@@ -368,6 +365,13 @@ impl Fleet {
     /// Whether the user wants to stop.
     pub(crate) fn interrupt(&self) -> &Interrupt {
         &self.interrupt
+    }
+
+    /// Ends the fleet and removes its directory, when all went well: logs of a failure are for somebody to read.
+    pub(crate) fn finish(self) -> Result<()> {
+        let dir = self.layout.dir.clone();
+        drop(self);
+        files::remove(&dir)
     }
 
     /// Deletes every Pod and waits until they are gone, so that the node itself takes them down.

@@ -53,7 +53,6 @@ fn dispatch(arguments: &[String]) -> Result<()> {
     let workspace = Workspace::find()?;
     match words.as_slice() {
         ["images"] => {
-            setup::packages(&setup::missing_packages())?;
             let dir = images::build(&workspace)?;
             println!("images are in {}", workspace.shorten(&dir).display());
             Ok(())
@@ -113,7 +112,7 @@ fn dist(workspace: &Workspace, rest: &[&str]) -> Result<()> {
         ),
         _ => bail!("`dist` takes --target TARGET or --all\n\n{USAGE}"),
     };
-    setup::packages(&setup::missing_packages())?;
+    setup::packages(&setup::missing(setup::BUILD))?;
     for target in targets {
         let agent = dist::agent(workspace, target)?;
         dist::prove(workspace, &agent, target)?;

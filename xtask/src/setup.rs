@@ -14,27 +14,40 @@ use crate::debian::Suite;
 use crate::files;
 use crate::workspace::Workspace;
 
-/// Programs that must be installed, with the Debian package that carries each. None of them is a daemon.
-const INSTALLED: [(&str, &str); 9] = [
-    ("cc", "gcc"),
+/// What must be installed: a program in `PATH`, or a file by its path, and the Debian package that carries it. None of
+/// them is a daemon.
+type Needs = &'static [(&'static str, &'static str)];
+
+/// What building needs. Without it this program cannot have been linked, but another machine's may have been copied.
+const COMPILER: Needs = &[("cc", "gcc"), ("/usr/include/stdlib.h", "libc6-dev")];
+/// What a fleet on this machine is cleaned up with.
+const NODE: Needs = &[("ip", "iproute2")];
+/// What only tests drive.
+const CHECKS: Needs = &[
     ("git", "git"),
     ("curl", "curl"),
-    ("ip", "iproute2"),
     ("nft", "nftables"),
-    ("xz", "xz-utils"),
-    ("mount", "mount"),
     ("openssl", "openssl"),
+    ("mount", "mount"),
     // The tests of single crates make their root directories from it.
     ("busybox", "busybox-static"),
 ];
+
+/// For `dist`.
+pub(crate) const BUILD: &[Needs] = &[COMPILER];
+/// For `demo` and `bench`.
+pub(crate) const FLEET: &[Needs] = &[COMPILER, NODE];
+/// For `test` and `setup`.
+pub(crate) const TEST: &[Needs] = &[COMPILER, NODE, CHECKS];
 
 /// The versions that this tree is tested with.
 const NEXTEST: &str = "0.9.143";
 const DENY: &str = "0.20.2";
 
-/// The Debian suites whose `kubectl` we test with: the one most people have, and the newest.
+/// The Debian suite whose `kubectl` most people have, and its version.
 const KUBECTL: (&str, &str) = ("trixie", "1.32");
-const KUBECTL_NEXT: (&str, &str) = ("forky", "1.36");
+/// The suite with the newest `kubectl`, whichever that is today.
+const KUBECTL_NEXT: &str = "forky";
 
 /// Installs the packages that are missing, when this process may.
 pub(crate) fn packages(wanted: &[&str]) -> Result<()> {
@@ -70,12 +83,21 @@ fn apt_get() -> Command {
     command
 }
 
-/// The packages that every command needs and this machine lacks.
-pub(crate) fn missing_packages() -> Vec<&'static str> {
-    INSTALLED
-        .into_iter()
-        .filter(|(program, _)| command::find(program).is_none())
-        .map(|(_, package)| package)
+/// The packages that a command needs and this machine lacks.
+pub(crate) fn missing(needs: &[Needs]) -> Vec<&'static str> {
+    let is_there = |what: &str| {
+        if what.starts_with('/') {
+            Path::new(what).is_file()
+        } else {
+            command::find(what).is_some()
+        }
+    };
+    needs
+        .iter()
+        .copied()
+        .flatten()
+        .filter(|(what, _)| !is_there(what))
+        .map(|(_, package)| *package)
         .collect()
 }
 
@@ -191,12 +213,21 @@ pub(crate) fn path(workspace: &Workspace) -> Result<std::ffi::OsString> {
     std::env::join_paths(dirs).context("a directory of PATH holds a colon")
 }
 
-/// Programs that tests and demo drive, each as a path that can be executed.
-pub(crate) struct Programs {
-    /// kubectl as most clusters' users have it.
-    pub(crate) kubectl: PathBuf,
+/// kubectl as most clusters' users have it, as a path that can be executed.
+pub(crate) fn kubectl(workspace: &Workspace) -> Result<PathBuf> {
+    let (suite, version) = KUBECTL;
+    let (program, said) = kubectl_of(workspace, suite, version)?;
+    if !said.starts_with(&format!("v{version}.")) {
+        bail!("Debian {suite} was expected to carry kubectl {version}, but it says {said}");
+    }
+    Ok(program)
+}
+
+/// Programs that tests drive, each as a path that can be executed.
+pub(crate) struct TestPrograms {
+    kubectl: PathBuf,
     /// The newest kubectl that Debian carries.
-    pub(crate) kubectl_next: PathBuf,
+    kubectl_next: PathBuf,
     mosquitto: PathBuf,
     mosquitto_passwd: PathBuf,
     docker_registry: PathBuf,
@@ -206,16 +237,21 @@ pub(crate) struct Programs {
     in_path: [PathBuf; 3],
 }
 
-impl Programs {
+impl TestPrograms {
     /// Fetches what is not there yet.
     pub(crate) fn prepare(workspace: &Workspace) -> Result<Self> {
         let suite = Suite::of_system(workspace)?;
         let take = |package: &str, program: &str| -> Result<PathBuf> {
             expose(workspace, &suite, package, program, "")
         };
+        let (kubectl_next, version) = kubectl_of(workspace, KUBECTL_NEXT, "next")?;
+        println!(
+            "  kubectl {version} of Debian {KUBECTL_NEXT} beside {}",
+            KUBECTL.1
+        );
         Ok(Self {
-            kubectl: kubectl(workspace, KUBECTL)?,
-            kubectl_next: kubectl(workspace, KUBECTL_NEXT)?,
+            kubectl: kubectl(workspace)?,
+            kubectl_next,
             mosquitto: take("mosquitto", "/usr/sbin/mosquitto")?,
             mosquitto_passwd: take("mosquitto", "/usr/bin/mosquitto_passwd")?,
             in_path: [
@@ -248,23 +284,24 @@ pub(crate) fn qemu(workspace: &Workspace, arch: &str) -> Result<PathBuf> {
     expose(workspace, &suite, "qemu-user-static", &program, "")
 }
 
-fn kubectl(workspace: &Workspace, (suite, version): (&str, &str)) -> Result<PathBuf> {
+/// The kubectl of a suite, exposed under this suffix, and its version.
+fn kubectl_of(workspace: &Workspace, suite: &str, suffix: &str) -> Result<(PathBuf, String)> {
     let package = Suite::named(workspace, suite)?;
-    let program = expose(
-        workspace,
-        &package,
-        "kubectl",
-        "/usr/bin/kubectl",
-        &format!("-{version}"),
-    )?;
+    let suffix = format!("-{suffix}");
+    let program = expose(workspace, &package, "kubectl", "/usr/bin/kubectl", &suffix)?;
     let said = command::output(Command::new(&program).args(["version", "--client"]))?;
-    if !said.contains(&format!("v{version}.")) {
-        bail!(
-            "Debian {suite} was expected to carry kubectl {version}, but it says: {}",
-            said.trim()
-        );
-    }
-    Ok(program)
+    let version = client_version(&said);
+    let version = version.with_context(|| format!("{} says no version: {said}", program.display()))?;
+    Ok((program, version.to_owned()))
+}
+
+/// `v1.32.4` of kubectl's `Client Version: v1.32.4`.
+fn client_version(said: &str) -> Option<&str> {
+    said.split(|c: char| !(c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '+')))
+        .find(|word| {
+            word.strip_prefix("v1.")
+                .is_some_and(|rest| rest.starts_with(|c: char| c.is_ascii_digit()))
+        })
 }
 
 /// Makes a program of a Debian package runnable under `target/tools/bin`.
@@ -286,4 +323,52 @@ fn expose(
         .and_then(|unpacked| unpacked.expose(program, &link))
         .with_context(|| format!("cannot get `{name}` from the Debian package {package}"))?;
     Ok(link)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_command_asks_for_what_it_needs() {
+        let packages = |needs: &[Needs]| -> Vec<&str> {
+            needs
+                .iter()
+                .copied()
+                .flatten()
+                .map(|(_, package)| *package)
+                .collect()
+        };
+        assert_eq!(packages(BUILD), ["gcc", "libc6-dev"]);
+        for tool in ["curl", "nftables", "openssl"] {
+            assert!(
+                !packages(FLEET).contains(&tool) && packages(TEST).contains(&tool),
+                "{tool}"
+            );
+        }
+        let none: Needs = &[
+            ("/nonexistent/stdlib.h", "a"),
+            ("no-such-program-here", "b"),
+            ("sh", "c"),
+            ("/bin/sh", "d"),
+        ];
+        assert_eq!(missing(&[none]), ["a", "b"]);
+    }
+
+    #[test]
+    fn the_version_is_kubectls_own() {
+        for (said, expected) in [
+            (
+                "Client Version: v1.32.4\nKustomize Version: v5.5.0\n",
+                Some("v1.32.4"),
+            ),
+            (
+                "Client Version: version.Info{GitVersion:\"v1.20.5+k\"}",
+                Some("v1.20.5+k"),
+            ),
+            ("Kustomize Version: v5.5.0", None),
+        ] {
+            assert_eq!(client_version(said), expected, "{said}");
+        }
+    }
 }

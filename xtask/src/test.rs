@@ -10,7 +10,7 @@ use anyhow::{Context as _, Result, bail};
 
 use crate::command;
 use crate::images;
-use crate::setup::{self, Programs};
+use crate::setup::{self, TestPrograms};
 use crate::tidy;
 use crate::workspace::Workspace;
 
@@ -95,11 +95,11 @@ fn one(workspace: &Workspace, step: &str) -> Result<()> {
     let root = workspace.root();
     match step {
         "setup" => {
-            setup::packages(&setup::missing_packages())?;
+            setup::packages(&setup::missing(setup::TEST))?;
             setup::rust(workspace)?;
             setup::nextest(workspace)?;
             setup::deny(workspace)?;
-            Programs::prepare(workspace).map(drop)
+            TestPrograms::prepare(workspace).map(drop)
         }
         "fmt" => command::run(command::at(root, "cargo").args(["fmt", "--all", "--check"])),
         "clippy" => command::run(command::at(root, "cargo").args([
@@ -163,7 +163,7 @@ fn deny(workspace: &Workspace) -> Result<()> {
 
 /// Runs the tests; gives back whether all passed, and nextest's own summary line.
 fn nextest(workspace: &Workspace, filter: &[String]) -> Result<(bool, Option<String>)> {
-    let programs = Programs::prepare(workspace)?;
+    let programs = TestPrograms::prepare(workspace)?;
     let mut command = command::at(workspace.root(), "cargo");
     command
         .args(["nextest", "run", "--locked"])

@@ -26,6 +26,7 @@ mod user;
 
 pub use error::{Error, UnpackError, UserError};
 pub use image::{Image, ImageConfig};
+pub use registry::https;
 pub use store::{Store, StoredImage};
 pub use unpack::{DeviceNodes, UnpackOptions, Unpacked, unpack_layer};
 pub use user::User;

@@ -46,6 +46,7 @@ impl Node {
                 not_after: 0,
             },
             server_key: Vec::new(),
+            broker_chosen: false,
         };
         let (sender, inputs) = mpsc::channel(64);
         let images = Images::open(

@@ -304,7 +304,7 @@ impl Task {
                 self.outbox.acked(id);
                 self.left(id);
             }
-            Event::Refused { id, reason } => {
+            Event::Refused { id, reason, .. } => {
                 if let Some((_, message)) = self.outbox.refused(id) {
                     tracing::warn!(
                         topic = message.topic,

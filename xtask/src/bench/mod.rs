@@ -13,7 +13,7 @@ use anyhow::{Context as _, Result, bail};
 use crate::dist;
 use crate::fleet::{Binaries, Fleet, Interrupt};
 use crate::images;
-use crate::setup::{self, Programs};
+use crate::setup;
 use crate::test;
 use crate::workspace::Workspace;
 
@@ -66,7 +66,7 @@ impl Options {
 /// Measures everything and prints one table.
 pub(crate) fn run(workspace: &Workspace, options: &Options) -> Result<()> {
     println!("==> setting up");
-    setup::packages(&setup::missing_packages())?;
+    setup::packages(&setup::missing(setup::FLEET))?;
     setup::rust(workspace)?;
     if options.install_peers && crate::command::find("podman").is_none() {
         setup::packages(&["podman"])?;
@@ -78,7 +78,7 @@ pub(crate) fn run(workspace: &Workspace, options: &Options) -> Result<()> {
     if options.peers_only {
         return Ok(());
     }
-    let programs = Programs::prepare(workspace)?;
+    let kubectl = setup::kubectl(workspace)?;
     println!("==> building the release agent and the server");
     let target = format!("{}-unknown-linux-musl", std::env::consts::ARCH);
     let agent = dist::agent(workspace, &target)?;
@@ -90,7 +90,7 @@ pub(crate) fn run(workspace: &Workspace, options: &Options) -> Result<()> {
     let binaries = Binaries {
         cli: workspace.binaries("debug").join("skiff"),
         agent,
-        kubectl: programs.kubectl.clone(),
+        kubectl,
     };
     let mut fleet = Fleet::start(
         &workspace.target().join("bench/fleet"),
@@ -100,7 +100,7 @@ pub(crate) fn run(workspace: &Workspace, options: &Options) -> Result<()> {
     )?;
     fleet.import(&workspace.images().join("busybox.tar"))?;
     rows.extend(own::measure(&mut fleet, &peers, options.idle)?);
-    drop(fleet);
+    fleet.finish()?;
 
     println!();
     table::print(&rows);

@@ -74,14 +74,22 @@ impl Suite {
 
     /// The archives of `packages` and of the libraries in their closure.
     fn download(&self, packages: &[&str]) -> Result<Vec<PathBuf>> {
-        self.refresh()?;
+        let fetch = || {
+            command::quiet(
+                self.apt("apt-get")
+                    .args(["-y", "--no-install-recommends", "--download-only", "install"])
+                    .args(packages),
+            )
+        };
+        self.refresh(STALE)?;
+        fetch()
+            .or_else(|_| {
+                // A mirror drops a package when a newer one comes: lists of yesterday name what is not there.
+                self.refresh(Duration::ZERO)?;
+                fetch()
+            })
+            .with_context(|| format!("cannot download the Debian packages {}", packages.join(" ")))?;
         let archives = self.dir.join("archives");
-        command::quiet(
-            self.apt("apt-get")
-                .args(["-y", "--no-install-recommends", "--download-only", "install"])
-                .args(packages),
-        )
-        .with_context(|| format!("cannot download the Debian packages {}", packages.join(" ")))?;
         // apt leaves out of its list what is in the cache already: asked with an empty one, it names all.
         let none = format!("Dir::Cache::archives={}", self.dir.join("none").display());
         let wanted = command::output(
@@ -109,15 +117,15 @@ impl Suite {
         Ok(debs)
     }
 
-    /// Fetches the package lists when there are none or they are old.
-    fn refresh(&self) -> Result<()> {
+    /// Fetches the package lists when there are none or they are older than this.
+    fn refresh(&self, oldest: Duration) -> Result<()> {
         for part in ["lists/partial", "archives/partial", "none/partial", "root"] {
             files::make_dir(&self.dir.join(part))?;
         }
         files::write(&self.dir.join("status"), "")?;
         files::write(&self.dir.join("sources.list"), &self.sources)?;
         let fetched = self.dir.join("fetched");
-        if files::age(&fetched).is_none_or(|age| age > STALE) {
+        if files::age(&fetched).is_none_or(|age| age >= oldest) {
             command::quiet(self.apt("apt-get").arg("update"))
                 .with_context(|| format!("cannot fetch package lists with {}", self.sources.trim_end()))?;
             files::write(&fetched, "")?;

@@ -119,11 +119,17 @@ fn processes_naming(dirs: &[&Path]) -> Vec<i32> {
         .collect()
 }
 
+/// Whether a word of the command line is `dir`, or a path below it; behind `--option=` too.
 fn names(cmdline: &[u8], dir: &Path) -> bool {
     let dir = dir.as_os_str().as_encoded_bytes();
-    cmdline
-        .split(|byte| *byte == 0)
-        .any(|word| word.windows(dir.len()).any(|part| part == dir))
+    let below = |text: &[u8]| {
+        text.strip_prefix(dir)
+            .is_some_and(|rest| matches!(rest.first(), None | Some(b'/')))
+    };
+    cmdline.split(|byte| *byte == 0).any(|word| {
+        let value = word.iter().position(|byte| *byte == b'=');
+        below(word) || value.is_some_and(|at| below(&word[at + 1..]))
+    })
 }
 
 fn ancestors() -> BTreeSet<i32> {
@@ -185,7 +191,20 @@ mod tests {
             b"skiff-agent\0shim\0--dir=/t/demo/x\0",
             Path::new("/t/demo")
         ));
-        assert!(!names(b"skiff-agent\0run\0/t/dem\0", Path::new("/t/demo")));
+        for (line, expected) in [
+            (&b"skiff-agent\0run\0/t/demo\0"[..], true),
+            (b"skiff-agent\0run\0/t/dem\0", false),
+            (b"skiff-agent\0run\0/t/demonstration/x\0", false),
+            (b"skiff-agent\0--dir=/t/demo2\0", false),
+            (b"skiff-agent\0/mnt/t/demo/x\0", false),
+        ] {
+            assert_eq!(
+                names(line, Path::new("/t/demo")),
+                expected,
+                "{}",
+                line.escape_ascii()
+            );
+        }
     }
 
     #[test]

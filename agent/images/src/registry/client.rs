@@ -284,6 +284,24 @@ fn agent(tls: std::sync::Arc<rustls::ClientConfig>, limits: &Limits) -> Agent {
     Agent::with_parts(config, connector, DefaultResolver::default())
 }
 
+/// A client for requests of the node's own, whose TLS the caller has set up. An answer that is an error is an answer;
+/// nothing is redirected.
+#[must_use]
+pub fn https(tls: std::sync::Arc<rustls::ClientConfig>, patience: Duration) -> Agent {
+    let config = Agent::config_builder()
+        .http_status_as_error(false)
+        .max_redirects(0)
+        .max_redirects_will_error(false)
+        .user_agent(concat!("skiff/", env!("CARGO_PKG_VERSION")))
+        .timeout_global(Some(patience))
+        .build();
+    let connector =
+        ().chain(ConnectProxyConnector::default())
+            .chain(TcpConnector::default())
+            .chain(TlsConnector { config: tls });
+    Agent::with_parts(config, connector, DefaultResolver::default())
+}
+
 fn port(url: &Uri) -> u16 {
     url.port_u16()
         .unwrap_or(if url.scheme_str() == Some("http") { 80 } else { 443 })

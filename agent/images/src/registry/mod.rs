@@ -15,6 +15,7 @@ use skiff_protocol::image_ref::Digest;
 
 pub(crate) use blob::{BlobReader, ReadFailure};
 pub(crate) use client::Client;
+pub use client::https;
 pub(crate) use manifest::{Config, Descriptor, Document, Manifest, choose};
 
 /// What went wrong at one source.

@@ -33,7 +33,7 @@ pub(crate) fn kubectl() -> PathBuf {
 
 /// The newest kubectl.
 pub(crate) fn kubectl_next() -> PathBuf {
-    tool("SKIFF_KUBECTL_NEXT", "kubectl-1.36")
+    tool("SKIFF_KUBECTL_NEXT", "kubectl-next")
 }
 
 /// Mosquitto.
