@@ -470,7 +470,9 @@ impl Driver {
                 policy,
             } => {
                 let floor = self.floor.load(std::sync::atomic::Ordering::Relaxed);
-                self.images.ensure(container, &image, policy, floor)
+                let pulling = Event::Pulling(container.clone());
+                let answer = self.images.ensure(container, &image, policy, floor);
+                answer.or(Some(pulling))
             }
             Effect::MakeSandbox { pod, ip } => self.make_sandbox(pod, ip),
             Effect::Start(container) => self.start(container),

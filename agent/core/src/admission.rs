@@ -1,63 +1,195 @@
-//! Whether a Pod fits this node: the kubelet's own check, with its reasons.
+//! Whether a Pod may run on this node: the kubelet's own checks, with its reasons, and the node's policy.
+//!
+//! Always holds: what is refused is named by the field or the resource, with what there is of it.
 
 use std::collections::BTreeMap;
 
 use skiff_protocol::pod::Pod;
 use skiff_protocol::uid::Uid;
-use skiff_protocol::wire::spec::Container;
+use skiff_protocol::wire::feature;
+use skiff_protocol::wire::spec::{AppArmor, Container, PodSpec, Port, RecursiveReadOnly, VolumeSource};
 
+use crate::event::Pressure;
 use crate::machine::Config;
-use crate::state::{Phase, PodState};
+use crate::requests::{Qos, Requests};
+use crate::state::PodState;
+
+/// Reason and message.
+type Refusal = (String, String);
 
 /// Why `pod` cannot run beside `others`, as reason and message; `None` when it can.
 pub(crate) fn refuse(
     config: &Config,
     others: &BTreeMap<Uid, PodState>,
+    pressure: &Pressure,
     pod: &Pod,
-) -> Option<(String, String)> {
-    let others = || {
-        others
-            .values()
-            .filter(|it| it.uid != pod.uid && it.rejected.is_none() && !finished(it))
-    };
-    let count = others().count();
-    if count >= config.max_pods {
+) -> Option<Refusal> {
+    let others: Vec<&PodState> = others
+        .values()
+        .filter(|it| it.uid != pod.uid && holds_resources(it))
+        .collect();
+    pressed(pressure, pod)
+        .or_else(|| lacks_feature(config, pod))
+        .or_else(|| no_room(config, &others, pod))
+        .or_else(|| port_taken(&others, pod))
+}
+
+/// Whether it has a share of the node: a Pod whose work is over, or that never got a place, has none.
+pub(crate) fn holds_resources(pod: &PodState) -> bool {
+    pod.rejected.is_none() && (pod.any_alive() || !(pod.over() || pod.failed.is_some()))
+}
+
+/// A node that is short of something takes no Pod that would make it shorter.
+fn pressed(pressure: &Pressure, pod: &Pod) -> Option<Refusal> {
+    let conditions = [
+        (pressure.disk.is_some(), "DiskPressure"),
+        (pressure.memory.is_some(), "MemoryPressure"),
+        (pressure.pids.is_some(), "PIDPressure"),
+    ];
+    let met: Vec<&str> = conditions.iter().filter(|it| it.0).map(|it| it.1).collect();
+    if met.is_empty() || (met == ["MemoryPressure"] && Qos::of(pod) != Qos::BestEffort) {
+        return None;
+    }
+    let message = format!("The node had condition: [{}]. ", met.join(" "));
+    Some(("Evicted".to_owned(), message))
+}
+
+fn no_room(config: &Config, others: &[&PodState], pod: &Pod) -> Option<Refusal> {
+    if others.len() >= config.max_pods {
         let message = format!(
-            "Node didn't have enough resource: pods, requested: 1, used: {count}, capacity: {}",
+            "Node didn't have enough resource: pods, requested: 1, used: {}, capacity: {}",
+            others.len(),
             config.max_pods
         );
         return Some(("OutOfpods".to_owned(), message));
     }
-    let used = others()
-        .filter_map(|it| it.pod.as_ref())
-        .map(requests)
-        .fold((0, 0), add);
-    let wanted = requests(pod);
-    let short = |what: &str, wanted: u64, used: u64, capacity: u64| {
-        (wanted > 0 && used.saturating_add(wanted) > capacity).then(|| {
-            let message = format!("Node didn't have enough resource: {what}, requested: {wanted}, used: {used}, capacity: {capacity}");
-            (format!("OutOf{what}"), message)
-        })
+    let wanted = Requests::of(pod);
+    let used = used(others.iter().copied());
+    let (what, wanted, used, capacity) = wanted.first_short(&used, &Requests::allocatable(config))?;
+    let message = format!(
+        "Node didn't have enough resource: {what}, requested: {wanted}, used: {used}, capacity: {capacity}"
+    );
+    Some((format!("OutOf{what}"), message))
+}
+
+/// What these Pods have together.
+pub(crate) fn used<'a>(pods: impl Iterator<Item = &'a PodState>) -> Requests {
+    let mut sum = Requests::default();
+    for pod in pods.filter_map(|it| it.pod.as_ref()) {
+        sum.add(&Requests::of(pod));
+    }
+    sum
+}
+
+/// The ports of the host that a Pod takes: those of its sidecars and regular containers.
+fn host_ports(pod: &PodSpec) -> impl Iterator<Item = (u16, &Port)> {
+    let sidecars = pod.init_containers.iter().filter(|it| it.sidecar);
+    let ports = sidecars.chain(&pod.containers).flat_map(|it| &it.ports);
+    ports.filter_map(|port| match port.host_port {
+        0 if pod.host_network => Some((port.container_port, port)),
+        0 => None,
+        number => Some((number, port)),
+    })
+}
+
+fn port_taken(others: &[&PodState], pod: &Pod) -> Option<Refusal> {
+    let any = |ip: &str| ip.is_empty() || ip == "0.0.0.0";
+    let meet = |(number, port): &(u16, &Port), (other, taken): (u16, &Port)| {
+        *number == other
+            && port.protocol == taken.protocol
+            && (any(&port.host_ip) || any(&taken.host_ip) || port.host_ip == taken.host_ip)
     };
-    short("cpu", wanted.0, used.0, config.allocatable_cpu_milli)
-        .or_else(|| short("memory", wanted.1, used.1, config.allocatable_memory))
+    let others = || others.iter().filter_map(|it| it.pod.as_ref());
+    let taken = |mine: &(u16, &Port)| others().any(|it| host_ports(it).any(|port| meet(mine, port)));
+    let (number, _) = host_ports(pod).find(taken)?;
+    let message = format!(
+        "Predicate NodePorts failed: node(s) didn't have free ports for the requested pod ports: {number} is taken"
+    );
+    Some(("NodePorts".to_owned(), message))
 }
 
-/// Requests of all containers: thousandths of a CPU, bytes.
-fn requests(pod: &Pod) -> (u64, u64) {
-    let of = |it: &Container| {
-        let asked = &it.resources;
-        (asked.cpu_request.unwrap_or(0), asked.memory_request.unwrap_or(0))
+/// What the Pod asks of the node that the node has not, or does not allow.
+fn lacks_feature(config: &Config, pod: &Pod) -> Option<Refusal> {
+    let (feature, field) = asked_features(pod)
+        .into_iter()
+        .find(|(feature, _)| !config.features.contains(*feature))?;
+    let message = match feature {
+        feature::APPARMOR => {
+            let message = format!("Cannot enforce AppArmor: AppArmor is not enabled on the host ({field})");
+            return Some(("AppArmor".to_owned(), message));
+        }
+        feature::USER_NAMESPACES => {
+            format!(
+                "{field}: this node's kernel or file systems have no user namespaces with idmapped mounts"
+            )
+        }
+        feature::RECURSIVE_READ_ONLY => {
+            format!("{field}: this node's kernel has no recursive read-only mounts; they need Linux 5.12")
+        }
+        _ => format!(
+            "{field}: this node does not allow it; to allow it, add {feature:?} to policy.allow in the node's configuration"
+        ),
     };
-    pod.containers.iter().map(of).fold((0, 0), add)
+    Some(("PodFeatureUnsupported".to_owned(), message))
 }
 
-/// A sum too large to count is more than any node has.
-fn add(a: (u64, u64), b: (u64, u64)) -> (u64, u64) {
-    (a.0.saturating_add(b.0), a.1.saturating_add(b.1))
+/// The features that a Pod asks for, each with the field that does.
+fn asked_features(pod: &PodSpec) -> Vec<(&'static str, String)> {
+    let mut out = Vec::new();
+    let mut ask = |asked: bool, feature: &'static str, field: &str| {
+        if asked {
+            out.push((feature, field.to_owned()));
+        }
+    };
+    ask(pod.host_network, feature::HOST_NETWORK, "spec.hostNetwork");
+    ask(pod.host_pid, feature::HOST_PID, "spec.hostPID");
+    ask(pod.host_ipc, feature::HOST_IPC, "spec.hostIPC");
+    ask(
+        pod.user_namespace,
+        feature::USER_NAMESPACES,
+        "spec.hostUsers: false",
+    );
+    let enforced = |profile: &Option<AppArmor>| {
+        matches!(profile, Some(AppArmor::RuntimeDefault | AppArmor::Localhost(_)))
+    };
+    let profile = "spec.securityContext.appArmorProfile";
+    ask(enforced(&pod.security.apparmor), feature::APPARMOR, profile);
+    for volume in &pod.volumes {
+        let host = matches!(volume.source, VolumeSource::HostPath { .. });
+        ask(
+            host,
+            feature::HOST_PATH,
+            &format!("spec.volumes[{}].hostPath", volume.name),
+        );
+    }
+    for (list, containers) in [
+        ("initContainers", &pod.init_containers),
+        ("containers", &pod.containers),
+    ] {
+        for it in containers {
+            container_features(it, &format!("spec.{list}[{}]", it.name), &enforced, &mut ask);
+        }
+    }
+    out
 }
 
-/// A Pod whose containers have all ended for good holds no resources.
-pub(crate) fn finished(pod: &PodState) -> bool {
-    !pod.containers.is_empty() && pod.containers.iter().all(|it| matches!(it.phase, Phase::Done(_)))
+fn container_features(
+    it: &Container,
+    path: &str,
+    enforced: &impl Fn(&Option<AppArmor>) -> bool,
+    ask: &mut impl FnMut(bool, &'static str, &str),
+) {
+    let field = |name: &str| format!("{path}.{name}");
+    if it.security.privileged {
+        ask(true, feature::PRIVILEGED, &field("securityContext.privileged"));
+    }
+    if enforced(&it.security.apparmor) {
+        ask(true, feature::APPARMOR, &field("securityContext.appArmorProfile"));
+    }
+    for mount in &it.mounts {
+        if mount.recursive_read_only == RecursiveReadOnly::Enabled {
+            let name = format!("volumeMounts[{}].recursiveReadOnly", mount.volume);
+            ask(true, feature::RECURSIVE_READ_ONLY, &field(&name));
+        }
+    }
 }

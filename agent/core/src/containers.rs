@@ -1,15 +1,19 @@
 //! Containers: image, start, end, restart.
 
 use skiff_protocol::uid::Uid;
-use skiff_protocol::wire::spec::{Container, RestartPolicy};
+use skiff_protocol::wire::spec::Container;
 use skiff_protocol::wire::status::Terminated;
 
 use crate::backoff::Backoff;
-use crate::effect::{ContainerRef, Effect, Urgency};
+use crate::effect::{ContainerRef, Effect};
 use crate::event::{Exit, ImageError, StartError};
 use crate::machine::{Core, Now, cut};
+use crate::out::Out;
+use crate::probes::Health;
 use crate::record::{ContainerRecord, Record};
-use crate::state::{ContainerState, Image, Mono, Phase, Step, Stop};
+use crate::resize;
+use crate::state::{ContainerState, Image, Kind, Mono, Phase, PodState, Step};
+use crate::status;
 
 /// Milliseconds until a configuration that could not be met is tried again unasked.
 const UNMET_AGAIN: u64 = 10_000;
@@ -18,29 +22,16 @@ const UNMET_AGAIN: u64 = 10_000;
 const LOST_EXIT_CODE: i32 = 137;
 
 impl ContainerState {
-    /// Has it ended by `deadline`, unless it is to end earlier already.
-    pub(crate) fn end_by(&mut self, deadline: Mono) {
-        let before = self.stop.unwrap_or(Stop {
-            deadline,
-            asked: false,
-            killed: false,
-        });
-        self.stop = Some(Stop {
-            deadline: before.deadline.min(deadline),
-            ..before
-        });
-    }
-
     /// Has it replaced if it was started from another spec than `spec`, within `grace` milliseconds.
     pub(crate) fn replace_unless(&mut self, now: Mono, spec: &Container, grace: u64) {
-        let asked = self.stop.is_some_and(|stop| stop.asked);
-        let same = self.digest == Core::spec_digest(spec);
+        let begun = self.stop.is_some_and(|stop| stop.begun());
+        let same = self.digest == Core::spec_digest(spec) && !self.resize_restarts(spec);
         let before = self.replace;
         // One that was asked to end may be half way through it, so it goes also when its spec is wanted again.
-        self.replace = self.alive() && (!same || (before && asked));
+        self.replace = self.alive() && (!same || (before && begun));
         if self.replace {
-            self.end_by(now + grace);
-        } else if before && !asked {
+            self.end_by(now + grace, false);
+        } else if before && !begun {
             self.stop = None;
         }
     }
@@ -49,7 +40,7 @@ impl ContainerState {
     pub(crate) fn start_afresh(&mut self, now: Mono) {
         self.crash = Backoff::default();
         self.pull = Backoff::default();
-        if let Phase::Backoff { until } = &mut self.phase {
+        if let Phase::Backoff { until, .. } = &mut self.phase {
             *until = now;
         }
     }
@@ -66,35 +57,107 @@ impl ContainerState {
             self.phase = Phase::Done(last.clone());
         }
     }
+
+    /// Brings it nearer to running; its turn has come.
+    fn run_step(&mut self, now: Mono, uid: Uid, spec: &Container, sandbox: bool, out: &mut Out) {
+        match &self.phase {
+            Phase::Backoff { until, .. } | Phase::Unmet { until, .. } if *until <= now => {
+                self.phase = Phase::Waiting;
+            }
+            Phase::Waiting => {}
+            _ => return,
+        }
+        let attempt = if self.ran { self.restart_count + 1 } else { 0 };
+        let reference = ContainerRef {
+            pod: uid,
+            name: self.name.clone(),
+            attempt,
+        };
+        let ask = match &self.image {
+            Image::Unknown => true,
+            Image::Waiting { until, .. } => *until <= now,
+            Image::Asked | Image::Stale | Image::Ready => false,
+        };
+        if ask {
+            self.image = Image::Asked;
+            self.pulling = None;
+            out.effects.push(Effect::EnsureImage {
+                container: reference,
+                image: spec.image.clone(),
+                policy: spec.pull_policy,
+            });
+        } else if self.image == Image::Ready && sandbox {
+            self.phase = Phase::Starting;
+            self.restart_count = attempt;
+            self.ran = true;
+            self.digest = Core::spec_digest(spec);
+            self.in_force = Some(resize::wanted(spec));
+            out.effects.push(Effect::Start(reference));
+        }
+    }
+
+    /// What was known of the process that ran is of no use any more.
+    fn process_gone(&mut self) {
+        self.health = Health::default();
+        self.stop = None;
+        self.why = None;
+        self.in_force = None;
+        self.resizing = None;
+        self.resize_again = 0;
+    }
+}
+
+impl PodState {
+    /// Brings each container a step nearer to what it shall be, and tries the probes that are due.
+    fn run_steps(&mut self, now: Mono, out: &mut Out) {
+        let starts = self.lives() && !self.over();
+        let sandbox = self.sandbox == Step::Done;
+        for at in 0..self.containers.len() {
+            let turn = starts && self.may_start(at);
+            let container = &mut self.containers[at];
+            let Some(pod) = &self.pod else { return };
+            let Some(spec) = pod.container(&container.name) else {
+                continue;
+            };
+            if turn {
+                container.run_step(now, self.uid, spec, sandbox, out);
+            }
+            if starts {
+                container.resize_step(now, self.uid, spec, out);
+            }
+            container.probe_step(now, self.uid, spec, out);
+        }
+    }
+
+    /// Has those ended whose replacement was taken back and is due again.
+    fn end_replaced(&mut self, now: Mono) {
+        let Some(pod) = self.pod.as_ref().filter(|_| self.ending.is_none()) else {
+            return;
+        };
+        let deadline = now + u64::from(pod.termination_grace_seconds) * 1000;
+        for container in &mut self.containers {
+            if container.replace && container.stop.is_none() {
+                container.end_by(deadline, false);
+            }
+        }
+    }
 }
 
 impl Core {
     pub(crate) fn reconcile_containers(&mut self, now: Now, uid: Uid) {
+        self.check_deadline(now, uid);
         let Some(state) = self.pods.get_mut(&uid) else {
             return;
         };
-        let ending = state.ending;
-        let sandbox = state.sandbox == Step::Done;
-        let Some(pod) = state
-            .pod
-            .clone()
-            .filter(|_| ending.is_none() && state.rejected.is_none())
-        else {
-            for container in &mut state.containers {
-                if let Some(deadline) = ending {
-                    container.end_by(deadline);
-                }
-                stop_step(now, uid, container, &mut self.effects);
-            }
-            return;
+        let mut out = Out {
+            changed: state.note_initialized(now.unix),
+            ..Out::default()
         };
-        for (container, spec) in state.containers.iter_mut().zip(&pod.containers) {
-            if container.replace && container.stop.is_none() {
-                container.end_by(now.mono + u64::from(pod.termination_grace_seconds) * 1000);
-            }
-            stop_step(now, uid, container, &mut self.effects);
-            run_step(now, uid, container, spec, sandbox, &mut self.effects);
-        }
+        state.end_what_is_over(now.mono);
+        state.end_replaced(now.mono);
+        state.stop_steps(now.mono, &mut out);
+        state.run_steps(now.mono, &mut out);
+        self.take_out(now, uid, out);
     }
 
     pub(crate) fn retry_unmet(&mut self, now: Now, uid: Uid) {
@@ -107,7 +170,7 @@ impl Core {
     }
 
     /// The container that an answer is about, if the answer is about its current attempt.
-    fn current(&mut self, reference: &ContainerRef) -> Option<&mut ContainerState> {
+    pub(crate) fn current(&mut self, reference: &ContainerRef) -> Option<&mut ContainerState> {
         let container = self.pods.get_mut(&reference.pod)?.container(&reference.name)?;
         let attempt = if container.ran && matches!(container.phase, Phase::Waiting) {
             container.restart_count + 1
@@ -127,6 +190,30 @@ impl Core {
         true
     }
 
+    pub(crate) fn pulling(&mut self, now: Now, reference: &ContainerRef) {
+        let container = self.current(reference).filter(|it| it.image == Image::Asked);
+        if let Some(container) = container {
+            container.pulling = Some(now.mono);
+            let image = self.image_of(reference);
+            let message = format!("Pulling image {image:?}");
+            self.event(
+                now,
+                reference.pod,
+                Some(&reference.name),
+                false,
+                "Pulling",
+                message,
+            );
+        }
+    }
+
+    fn image_of(&mut self, reference: &ContainerRef) -> String {
+        let state = self.pods.get_mut(&reference.pod);
+        state
+            .and_then(|it| Some(it.with_spec(&reference.name)?.1.image.clone()))
+            .unwrap_or_default()
+    }
+
     pub(crate) fn image_ready(&mut self, now: Now, reference: &ContainerRef, image_id: String) {
         if self.stale_answer(now, reference) {
             return;
@@ -137,6 +224,23 @@ impl Core {
         container.image = Image::Ready;
         container.pull = Backoff::default();
         container.image_id = image_id;
+        let pulled = container.pulling.take();
+        let image = self.image_of(reference);
+        let message = match pulled {
+            Some(began) => {
+                let took = (now.mono - began) as f64 / 1000.0;
+                format!("Successfully pulled image {image:?} in {took}s")
+            }
+            None => format!("Container image {image:?} already present on machine"),
+        };
+        self.event(
+            now,
+            reference.pod,
+            Some(&reference.name),
+            false,
+            "Pulled",
+            message,
+        );
         self.touch(now, reference.pod);
         self.reconcile(now, reference.pod);
     }
@@ -148,15 +252,29 @@ impl Core {
         let Some(container) = self.current(reference).filter(|it| it.image == Image::Asked) else {
             return;
         };
+        let first = container.pull == Backoff::default();
         let wait = container.pull.failed();
-        let again = container.pull.wait > Backoff::default().wait && wait > 10_000;
-        let mut message = error.message;
-        cut(&mut message);
+        container.pulling = None;
+        let image = self.image_of(reference);
+        let mut said = match error.reason.as_str() {
+            "ErrImagePull" => format!("Failed to pull image {image:?}: {}", error.message),
+            _ => error.message.clone(),
+        };
+        cut(&mut said);
         // Kubernetes shows the error at the first failure and the back-off from then on.
-        let reason = if error.reason == "ErrImagePull" && again {
-            "ImagePullBackOff".to_owned()
+        let back_off = error.reason == "ErrImagePull" && !first;
+        let (reason, mut message) = if back_off {
+            let message = format!(
+                "Back-off pulling image {image:?}: ErrImagePull: {}",
+                error.message
+            );
+            ("ImagePullBackOff".to_owned(), message)
         } else {
-            error.reason
+            (error.reason, error.message)
+        };
+        cut(&mut message);
+        let Some(container) = self.current(reference) else {
+            return;
         };
         let until = if error.retry {
             now.mono + wait
@@ -165,15 +283,15 @@ impl Core {
         };
         container.image = Image::Waiting {
             until,
-            reason: reason.clone(),
-            message: message.clone(),
+            reason,
+            message,
         };
-        let reason = if reason == "ImagePullBackOff" {
-            "BackOff"
-        } else {
-            "Failed"
-        };
-        self.event(now, reference.pod, Some(&reference.name), true, reason, message);
+        let (pod, name) = (reference.pod, Some(reference.name.as_str()));
+        self.event(now, pod, name, true, "Failed", said);
+        if back_off {
+            let message = format!("Back-off pulling image {image:?}");
+            self.event(now, pod, name, false, "BackOff", message);
+        }
         self.touch(now, reference.pod);
     }
 
@@ -187,15 +305,24 @@ impl Core {
             container_id,
         };
         let name = &reference.name;
-        self.event(
-            now,
-            reference.pod,
-            Some(name),
-            false,
-            "Started",
-            format!("Started container {name}"),
-        );
-        self.touch(now, reference.pod);
+        let mut out = Out {
+            changed: true,
+            ..Out::default()
+        };
+        out.tell(name, "Created", format!("Created container: {name}"));
+        out.tell(name, "Started", format!("Started container {name}"));
+        let state = self.pods.get_mut(&reference.pod);
+        if let Some((container, spec, _)) = state.and_then(|it| it.with_spec(name))
+            // One that is to end at once needs neither hook nor probes.
+            && container.stop.is_none()
+        {
+            if spec.post_start.is_some() {
+                container.begin_post_start(reference.pod, &mut out);
+            } else {
+                container.comes_up(now.mono, reference.pod, spec, false, &mut out);
+            }
+        }
+        self.take_out(now, reference.pod, out);
         self.reconcile(now, reference.pod);
     }
 
@@ -206,6 +333,7 @@ impl Core {
         match error {
             StartError::Config(mut message) => {
                 cut(&mut message);
+                container.in_force = None;
                 // It was no start: the count goes back to where it was.
                 container.ran = container.restart_count > 0;
                 container.restart_count = container.restart_count.saturating_sub(1);
@@ -253,10 +381,11 @@ impl Core {
             Exit { .. } => "Error",
         };
         let times = (exit.started_at, exit.finished_at);
-        let end = terminated(reason, exit.exit_code, exit.signal, times, String::new());
+        let end = terminated(reason, exit.exit_code, exit.signal, times, exit.message.clone());
         self.note_end(now, reference, end);
     }
 
+    /// Nobody saw how it ended; what that leads to is left for later.
     pub(crate) fn container_lost(&mut self, now: Now, reference: &ContainerRef) {
         let message = "the container's shim ended; how the container ended is not known".to_owned();
         let end = terminated(
@@ -266,7 +395,7 @@ impl Core {
             (now.unix, now.unix),
             message,
         );
-        self.ended(now, reference, end);
+        self.note_end(now, reference, end);
     }
 
     fn ended(&mut self, now: Now, reference: &ContainerRef, end: Terminated) {
@@ -279,8 +408,9 @@ impl Core {
         let Some(state) = self.pods.get_mut(&reference.pod) else {
             return;
         };
-        let ending = state.ending.is_some();
+        let goes_on = state.ending.is_none() && state.failed.is_none() && !state.over();
         let policy = state.pod.as_ref().map(|pod| pod.restart_policy);
+        let whose = state.pod.as_ref().map(status::full_name).unwrap_or_default();
         let Some(container) = state.container(&reference.name) else {
             return;
         };
@@ -295,24 +425,22 @@ impl Core {
         };
         cut(&mut end.message);
         let replace = std::mem::take(&mut container.replace);
-        let restart = !ending
-            && (replace
-                || match policy {
-                    Some(RestartPolicy::Always) => true,
-                    Some(RestartPolicy::OnFailure) => end.exit_code != 0,
-                    Some(RestartPolicy::Never) | None => false,
-                });
-        container.stop = None;
+        let restart = goes_on && policy.is_some_and(|policy| replace || container.restarts(policy, &end));
+        container.process_gone();
         container.last = Some(end.clone());
         if restart {
             let wait = if replace { 0 } else { container.crash.crashed(ran) };
             container.phase = Phase::Backoff {
                 until: now.mono + wait,
+                wait,
             };
             // Every start asks for its image: the pull policy may say so, and what was there may be gone.
             container.image = Image::Unknown;
             if wait > 0 {
-                let message = format!("Back-off restarting failed container {}", reference.name);
+                let message = format!(
+                    "Back-off restarting failed container {} in pod {whose}",
+                    reference.name
+                );
                 self.event(
                     now,
                     reference.pod,
@@ -340,6 +468,12 @@ impl Core {
         let Some(container) = state.container(&reference.name) else {
             return;
         };
+        // An init container that went well runs again after a reboot, and until then its shim knows of it: a Pod's start
+        // waits for no write.
+        let well = matches!(&container.phase, Phase::Done(end) if end.exit_code == 0);
+        if container.kind == Kind::Init && well && container.restart_count == 0 {
+            return;
+        }
         let record = ContainerRecord {
             name: container.name.clone(),
             restart_count: container.restart_count,
@@ -360,80 +494,5 @@ fn terminated(reason: &str, exit_code: i32, signal: i32, times: (i64, i64), mess
         started_at: times.0,
         finished_at: times.1,
         container_id: String::new(),
-    }
-}
-
-/// Asks a container that is to end, and kills it when its time is over.
-fn stop_step(now: Now, uid: Uid, container: &mut ContainerState, effects: &mut Vec<Effect>) {
-    if !matches!(container.phase, Phase::Running { .. }) {
-        return;
-    }
-    let Some(mut stop) = container.stop else { return };
-    let mut say = |urgency| {
-        let container = ContainerRef {
-            pod: uid,
-            name: container.name.clone(),
-            attempt: container.restart_count,
-        };
-        effects.push(Effect::Stop { container, urgency });
-    };
-    if stop.deadline <= now.mono && !stop.killed {
-        say(Urgency::Kill);
-        stop = Stop {
-            asked: true,
-            killed: true,
-            ..stop
-        };
-    } else if !stop.asked {
-        say(Urgency::Ask);
-        stop.asked = true;
-    }
-    container.stop = Some(stop);
-}
-
-/// Brings a container nearer to running.
-fn run_step(
-    now: Now,
-    uid: Uid,
-    container: &mut ContainerState,
-    spec: &Container,
-    sandbox: bool,
-    effects: &mut Vec<Effect>,
-) {
-    match &container.phase {
-        Phase::Backoff { until } | Phase::Unmet { until, .. } if *until <= now.mono => {
-            container.phase = Phase::Waiting;
-        }
-        Phase::Waiting => {}
-        _ => return,
-    }
-    let attempt = if container.ran {
-        container.restart_count + 1
-    } else {
-        0
-    };
-    let reference = ContainerRef {
-        pod: uid,
-        name: container.name.clone(),
-        attempt,
-    };
-    let ask = match &container.image {
-        Image::Unknown => true,
-        Image::Waiting { until, .. } => *until <= now.mono,
-        Image::Asked | Image::Stale | Image::Ready => false,
-    };
-    if ask {
-        container.image = Image::Asked;
-        effects.push(Effect::EnsureImage {
-            container: reference,
-            image: spec.image.clone(),
-            policy: spec.pull_policy,
-        });
-    } else if container.image == Image::Ready && sandbox {
-        container.phase = Phase::Starting;
-        container.restart_count = attempt;
-        container.ran = true;
-        container.digest = Core::spec_digest(spec);
-        effects.push(Effect::Start(reference));
     }
 }

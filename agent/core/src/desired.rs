@@ -169,6 +169,7 @@ impl Core {
         let Some(staged) = self.staged.pop_front() else {
             return;
         };
+        let changed = self.note_volumes(&staged.records);
         staged
             .records
             .into_iter()
@@ -176,6 +177,7 @@ impl Core {
         self.index = staged.index;
         self.applied();
         self.follow_objects(now);
+        self.refresh_volumes(&changed);
     }
 
     /// The journal refused a batch. What was staged on it cannot stand either; the server hears what is held.

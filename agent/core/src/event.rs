@@ -24,6 +24,8 @@ pub enum Event {
     Durable(u64),
     /// They are not and will not be: the journal refused them.
     NotDurable(u64),
+    /// The image of this container is being fetched; said between [`crate::Effect::EnsureImage`] and its answer.
+    Pulling(ContainerRef),
     /// The image of this container is in the store.
     ImageReady {
         /// Which.

@@ -15,12 +15,21 @@ mod containers;
 mod desired;
 mod effect;
 mod event;
+mod eviction;
+mod hooks;
+mod init;
 mod ipam;
 mod machine;
+mod out;
 mod pods;
+mod probes;
 mod record;
+mod requests;
+mod resize;
 mod state;
 mod status;
+mod stop;
+mod volumes;
 
 pub use effect::{ContainerRef, Effect, Refusal, Urgency};
 pub use event::{

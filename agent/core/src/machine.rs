@@ -13,11 +13,12 @@ use skiff_protocol::wire::{self, Hello, NodeInfo, Up};
 
 use crate::desired::{Gathering, Staged};
 use crate::effect::Effect;
-use crate::event::Event;
+use crate::event::{Event, Pressure};
 use crate::ipam::Ipam;
 use crate::record::{Record, Recovered};
 use crate::state::PodState;
 use crate::status;
+use crate::volumes::Dropping;
 
 /// Bytes of one report: the link says that it has room for a frame, and a report must fit.
 const REPORT: usize = limits::FRAME - 1024;
@@ -33,6 +34,9 @@ const HELLO_AGAIN: u64 = 5_000;
 
 /// The longest wait between two hellos, in milliseconds.
 const HELLO_AGAIN_LONGEST: u64 = 300_000;
+
+/// Seconds by which two clocks may part before one of them was set.
+const CLOCK_SET: i64 = 2;
 
 /// The moment of an event.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -58,6 +62,12 @@ pub struct Config {
     pub allocatable_cpu_milli: u64,
     /// Bytes of memory that Pods may request.
     pub allocatable_memory: u64,
+    /// Bytes of `ephemeral-storage` that Pods may request.
+    pub allocatable_storage: u64,
+    /// Extended resources and `hugepages-…` that Pods may request, by name.
+    pub extended: BTreeMap<String, u64>,
+    /// What this node can do or allows; see [`skiff_protocol::wire::feature`].
+    pub features: BTreeSet<String>,
     /// Pods at once.
     pub max_pods: usize,
 }
@@ -90,6 +100,12 @@ pub struct Core {
     pub(crate) ipam: Ipam,
     pub(crate) effects: Vec<Effect>,
     pub(crate) counters: Counters,
+    /// What the node is short of.
+    pub(crate) pressure: Pressure,
+    /// Volumes whose files are to go once nobody uses them.
+    pub(crate) dropping: Vec<Dropping>,
+    /// The system's clock less the one that never jumps, in seconds.
+    clock: Option<i64>,
     node: NodeInfo,
     linked: bool,
     /// Nothing of the server came since hello: when it is said again, and the wait that led there.
@@ -118,6 +134,9 @@ impl Core {
             pods: BTreeMap::new(),
             effects: Vec::new(),
             counters: Counters::default(),
+            pressure: Pressure::default(),
+            dropping: Vec::new(),
+            clock: None,
             node: NodeInfo::default(),
             linked: false,
             unanswered: None,
@@ -131,6 +150,21 @@ impl Core {
 
     /// Takes an event; gives what is to be done, in order.
     pub fn handle(&mut self, now: Now, event: Event) -> Vec<Effect> {
+        self.watch_clock(now);
+        // Whether something may have gone that others wait for.
+        let frees = matches!(
+            event,
+            Event::Exited { .. } | Event::Removed(_) | Event::Durable(_) | Event::ShimLost(_)
+        );
+        self.take(now, event);
+        if frees {
+            self.retry_deferred(now);
+            self.drop_volumes();
+        }
+        std::mem::take(&mut self.effects)
+    }
+
+    fn take(&mut self, now: Now, event: Event) {
         match event {
             Event::Observed(pods) => self.observed(now, pods),
             Event::LinkUp(node) => {
@@ -155,12 +189,15 @@ impl Core {
             }
             Event::Durable(token) => {
                 self.durable(now, token);
+                self.failure_answered(now, token, true);
                 self.epoch_answered(now, token, true);
             }
             Event::NotDurable(token) => {
                 self.not_durable(token);
+                self.failure_answered(now, token, false);
                 self.epoch_answered(now, token, false);
             }
+            Event::Pulling(container) => self.pulling(now, &container),
             Event::ImageReady { container, image_id } => self.image_ready(now, &container, image_id),
             Event::ImageFailed { container, error } => self.image_failed(now, &container, error),
             Event::SandboxReady(uid) => self.sandbox_ready(now, uid),
@@ -171,13 +208,21 @@ impl Core {
             } => self.started(now, &container, container_id),
             Event::StartFailed { container, error } => self.start_failed(now, &container, error),
             Event::Exited { container, exit } => self.exited(now, &container, &exit),
-            // No effect asks for these yet.
-            Event::Probed { .. }
-            | Event::HookDone { .. }
-            | Event::Resized { .. }
-            | Event::Pressure(_)
-            | Event::OverLimit(..)
-            | Event::VolumeDropped(_) => {}
+            Event::Probed {
+                container,
+                kind,
+                outcome,
+            } => self.probed(now, &container, kind, outcome),
+            Event::HookDone {
+                container,
+                kind,
+                result,
+            } => self.hook_done(now, &container, kind, result),
+            Event::Resized { container, result } => self.resized(now, &container, result),
+            Event::Pressure(pressure) => self.pressed(now, pressure),
+            Event::OverLimit(uid, message) => self.over_limit(now, uid, message),
+            // Nothing waits for it; one that was cut off is found by the next start of the agent.
+            Event::VolumeDropped(_) => {}
             Event::Removed(uid) => self.removed(now, uid),
             Event::RemoveFailed(uid, message) => self.remove_failed(now, uid, message),
             Event::ShimLost(uid) => self.shim_lost(now, uid),
@@ -186,7 +231,21 @@ impl Core {
                 self.reconcile_due(now);
             }
         }
-        std::mem::take(&mut self.effects)
+    }
+
+    /// Notices when the system's clock was set.
+    fn watch_clock(&mut self, now: Now) {
+        let mono = i64::try_from(now.mono / 1000).unwrap_or(i64::MAX);
+        let apart = now.unix.saturating_sub(mono);
+        match self.clock {
+            Some(before) if (apart - before).abs() <= CLOCK_SET => {}
+            before => {
+                self.clock = Some(apart);
+                if let Some(before) = before {
+                    self.clock_set(now, before.saturating_add(mono));
+                }
+            }
+        }
     }
 
     /// When [`Event::Tick`] is due, on the monotonic clock.
@@ -315,10 +374,14 @@ impl Core {
         self.pods.values().map(|it| (it.pod.as_deref(), status::of(it)))
     }
 
-    /// What tells two specs of one container apart.
+    /// What tells two specs of one container apart that cannot be changed while it runs: all but cpu and memory.
     #[must_use]
     pub fn spec_digest(container: &Container) -> u64 {
-        hash(container)
+        let mut container = container.clone();
+        let resources = &mut container.resources;
+        (resources.cpu_limit, resources.cpu_request) = (None, None);
+        (resources.memory_limit, resources.memory_request) = (None, None);
+        hash(&container)
     }
 
     pub(crate) fn send(&mut self, message: Up) {

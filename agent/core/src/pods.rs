@@ -9,10 +9,13 @@ use skiff_protocol::wire::spec::ObjectKey;
 use crate::admission;
 use crate::effect::Effect;
 use crate::event::{ObservedContainer, ObservedPhase, ObservedPod};
+use crate::eviction::Failed;
 use crate::machine::{Core, Now};
+use crate::out::Out;
 use crate::record::Record;
-use crate::state::{ContainerState, Image, Phase, PodState, Step};
+use crate::state::{ContainerState, Image, Kind, Phase, PodState, Step};
 use crate::status;
+use crate::volumes::downward_differs;
 
 /// Grace of a Pod that is gone from the desired state without a word (a forced deletion), in milliseconds.
 const FORCED_GRACE: u64 = 1_000;
@@ -36,6 +39,8 @@ impl Core {
         for found in observed {
             self.adopt(now, found);
         }
+        let without = self.pods.values_mut().filter(|it| it.sandbox == Step::Absent);
+        without.for_each(PodState::begin_anew);
         let all: Vec<Uid> = self.pods.keys().copied().collect();
         for uid in all {
             self.reconcile(now, uid);
@@ -54,17 +59,26 @@ impl Core {
         }
         // One that is wanted and that this version cannot read runs on as it is.
         if pod.pod.is_none() && pod.rejected.is_none() {
+            pod.inits = 0;
             pod.containers = found
                 .containers
                 .iter()
-                .map(|it| ContainerState::new(&it.name))
+                .map(|it| ContainerState::new(&it.name, Kind::Regular))
                 .collect();
             pod.ending = Some(now.mono + FORCED_GRACE);
         }
+        let regular: BTreeSet<&str> = pod.regular().iter().map(|it| it.name.as_str()).collect();
+        let regular_found = found
+            .containers
+            .iter()
+            .any(|it| regular.contains(it.name.as_str()));
         for container in found.containers {
             self.adopt_container(now, found.uid, container);
         }
         if let Some(pod) = self.pods.get_mut(&found.uid) {
+            if found.sandbox {
+                pod.find_initialized(regular_found);
+            }
             status::note_found(pod);
         }
     }
@@ -73,15 +87,13 @@ impl Core {
         let Some(pod) = self.pods.get_mut(&uid) else {
             return;
         };
-        let spec = pod
-            .pod
-            .as_ref()
-            .and_then(|pod| pod.containers.iter().find(|it| it.name == found.name));
+        let spec = pod.pod.as_ref().and_then(|pod| pod.container(&found.name));
         let wanted = spec.map(Self::spec_digest);
         let changed = wanted
             .zip(found.spec_digest)
             .is_some_and(|(wanted, was)| wanted != was);
         let ending = pod.ending;
+        let mut out = Out::default();
         let Some(container) = pod.container(&found.name) else {
             return;
         };
@@ -106,8 +118,12 @@ impl Core {
                 };
                 container.replace = changed;
                 if let Some(deadline) = ending {
-                    container.end_by(deadline);
+                    container.end_by(deadline, false);
                 }
+                if let Some((container, spec, _)) = pod.with_spec(&found.name) {
+                    container.found_up(now.mono, uid, spec, found.probed, &mut out);
+                }
+                self.take_out(now, uid, out);
             }
             // The exit is in the journal already, with what followed from it.
             ObservedPhase::Exited(exit)
@@ -153,7 +169,7 @@ impl Core {
             match (self.pods.get_mut(&uid), parsed) {
                 (None, parsed) => self.accept(now, uid, parsed, false),
                 (Some(state), Ok(pod)) => {
-                    if state.pod.as_ref() != Some(&pod) {
+                    if state.asked.as_ref().or(state.pod.as_ref()) != Some(&pod) {
                         self.update(now, uid, pod);
                     }
                     // A ConfigMap or Secret that was missing may have come.
@@ -179,9 +195,12 @@ impl Core {
             }
         }
         state.rejected = invalid.or_else(|| self.durable.rejected.get(&uid).cloned());
-        if state.rejected.is_none() && !admitted && !admission::finished(&state) {
+        let failed = self.durable.failed.get(&uid).cloned();
+        state.failed = failed.map(|(reason, message)| Failed::recovered(reason, message, now.mono));
+        if admission::holds_resources(&state) && !admitted {
             let pod = state.pod.as_ref();
-            state.rejected = pod.and_then(|pod| admission::refuse(&self.config, &self.pods, pod));
+            state.rejected =
+                pod.and_then(|pod| admission::refuse(&self.config, &self.pods, &self.pressure, pod));
             // Failed is for good, also when there is room after the next restart.
             if let Some((reason, message)) = state.rejected.clone() {
                 self.record(now, vec![Record::Rejected(uid, reason, message)]);
@@ -193,30 +212,36 @@ impl Core {
         if let Some(grace) = state.pod.as_ref().and_then(|pod| pod.deletion_grace_seconds) {
             state.ending = Some(now.mono + u64::from(grace) * 1000);
         }
+        self.count_deadline(now, &mut state);
         self.pods.insert(uid, state);
         self.touch(now, uid);
     }
 
     /// The same Pod with another spec: an image may change, labels may, and it may be asked to end.
-    fn update(&mut self, now: Now, uid: Uid, pod: Pod) {
+    pub(crate) fn update(&mut self, now: Now, uid: Uid, asked: Pod) {
+        let old = self.pods.get(&uid).and_then(|it| it.pod.clone());
+        let (pod, refused) = match &old {
+            Some(old) => self.grant(old, asked.clone()),
+            None => (asked.clone(), None),
+        };
+        let downward = old.as_ref().is_some_and(|old| downward_differs(old, &pod));
         let Some(state) = self.pods.get_mut(&uid) else {
             return;
         };
+        state.asked = refused.is_some().then_some(asked);
+        state.resize = refused;
         if let Some(grace) = pod.deletion_grace_seconds {
             let deadline = now.mono + u64::from(grace) * 1000;
             // Asked again, only a shorter grace counts.
             let deadline = state.ending.map_or(deadline, |before| before.min(deadline));
             state.ending = Some(deadline);
             for container in &mut state.containers {
-                container.end_by(deadline);
+                container.end_by(deadline, false);
             }
         }
         let grace = u64::from(pod.termination_grace_seconds) * 1000;
-        for spec in &pod.containers {
-            let old = state
-                .pod
-                .as_ref()
-                .and_then(|old| old.containers.iter().find(|it| it.name == spec.name));
+        for spec in pod.all_containers() {
+            let old = old.as_ref().and_then(|old| old.container(&spec.name));
             let Some(container) = state.containers.iter_mut().find(|it| it.name == spec.name) else {
                 continue;
             };
@@ -224,11 +249,24 @@ impl Core {
                 if old.is_none_or(|old| old.image != spec.image) && !container.alive() {
                     container.image.forget();
                 }
-                container.start_afresh(now.mono);
+                let resized = old.is_some_and(|old| Self::spec_digest(old) == Self::spec_digest(spec));
+                if !resized {
+                    container.start_afresh(now.mono);
+                }
                 container.replace_unless(now.mono, spec, grace);
             }
         }
+        let seconds = |pod: &Pod| pod.active_deadline_seconds;
+        let since = old.as_ref().map(seconds) != Some(seconds(&pod));
         state.pod = Some(pod);
+        let runs = state.lives() && state.any_alive();
+        if since && let Some(mut state) = self.pods.remove(&uid) {
+            self.count_deadline(now, &mut state);
+            self.pods.insert(uid, state);
+        }
+        if downward && runs {
+            self.refresh(uid);
+        }
         self.touch(now, uid);
     }
 
@@ -245,9 +283,7 @@ impl Core {
             before.min(now.mono + FORCED_GRACE)
         });
         state.ending = Some(deadline);
-        for container in &mut state.containers {
-            container.end_by(deadline);
-        }
+        state.forced = true;
         self.reconcile(now, uid);
     }
 
@@ -283,6 +319,7 @@ impl Core {
         };
         if due {
             state.sandbox = Step::Asked;
+            state.begin_anew();
             let ip = self.ipam.assign(uid);
             state.ip = ip;
             self.effects.push(Effect::MakeSandbox { pod: uid, ip });
@@ -340,6 +377,12 @@ impl Core {
             .is_none_or(|pod| pod.deletion_grace_seconds.is_some());
         self.ipam.release(uid);
         let wanted = self.index.0.contains_key(&ObjectKey::Pod(uid));
+        let evicted = state.failed.as_ref().is_some_and(Failed::evicted);
+        if wanted && evicted && !deleted {
+            // What was made for it is gone; it stays in the node's books until the server deletes it.
+            self.touch(now, uid);
+            return;
+        }
         if !wanted || !deleted {
             self.pods.remove(&uid);
         }
@@ -382,6 +425,11 @@ impl Core {
                     attempt,
                 },
             );
+        }
+        if let Some(state) = self.pods.get_mut(&uid)
+            && state.sandbox == Step::Absent
+        {
+            state.begin_anew();
         }
         self.touch(now, uid);
         self.reconcile(now, uid);

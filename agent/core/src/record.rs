@@ -31,6 +31,10 @@ pub enum Record {
     Container(Uid, ContainerRecord),
     /// The Pod was refused by this node, for good: reason and message.
     Rejected(Uid, String, String),
+    /// The Pod failed as a whole, for good: reason and message.
+    Failed(Uid, String, String),
+    /// The Pod's `activeDeadlineSeconds` count from this time on, by the clock as it is now set.
+    Counted(Uid, i64),
 }
 
 impl Record {
@@ -73,6 +77,10 @@ pub struct Recovered {
     pub containers: BTreeMap<(Uid, String), ContainerRecord>,
     /// Pods that this node refused: reason and message.
     pub rejected: BTreeMap<Uid, (String, String)>,
+    /// Pods that failed as a whole: reason and message.
+    pub failed: BTreeMap<Uid, (String, String)>,
+    /// What a Pod's deadline counts from, where that is not when it was accepted.
+    pub counted: BTreeMap<Uid, i64>,
 }
 
 impl Recovered {
@@ -86,6 +94,8 @@ impl Recovered {
                 if let ObjectKey::Pod(uid) = &key {
                     self.accepted.remove(uid);
                     self.rejected.remove(uid);
+                    self.failed.remove(uid);
+                    self.counted.remove(uid);
                     self.containers.retain(|(pod, _), _| pod != uid);
                 }
                 self.objects.remove(&key);
@@ -101,6 +111,16 @@ impl Recovered {
             Record::Rejected(uid, reason, message) => {
                 if self.objects.contains_key(&ObjectKey::Pod(uid)) {
                     self.rejected.insert(uid, (reason, message));
+                }
+            }
+            Record::Failed(uid, reason, message) => {
+                if self.objects.contains_key(&ObjectKey::Pod(uid)) {
+                    self.failed.insert(uid, (reason, message));
+                }
+            }
+            Record::Counted(uid, since) => {
+                if self.objects.contains_key(&ObjectKey::Pod(uid)) {
+                    self.counted.insert(uid, since);
                 }
             }
         }
@@ -125,6 +145,15 @@ impl Recovered {
         let rejected = self.rejected.iter();
         out.extend(
             rejected.map(|(uid, (reason, message))| Record::Rejected(*uid, reason.clone(), message.clone())),
+        );
+        let failed = self.failed.iter();
+        out.extend(
+            failed.map(|(uid, (reason, message))| Record::Failed(*uid, reason.clone(), message.clone())),
+        );
+        out.extend(
+            self.counted
+                .iter()
+                .map(|(uid, since)| Record::Counted(*uid, *since)),
         );
         out
     }
@@ -167,6 +196,8 @@ mod tests {
                 },
             ),
             Record::Rejected(uid, "OutOfcpu".into(), "why".into()),
+            Record::Failed(uid, "Evicted".into(), "why".into()),
+            Record::Counted(uid, 97),
             Record::Time(12),
         ] {
             state.apply(record);
@@ -177,7 +208,11 @@ mod tests {
         assert_eq!(again, state);
         again.apply(Record::Remove(ObjectKey::Pod(uid)));
         assert!(
-            again.accepted.is_empty() && again.containers.is_empty() && again.rejected.is_empty(),
+            again.accepted.is_empty()
+                && again.containers.is_empty()
+                && again.rejected.is_empty()
+                && again.failed.is_empty()
+                && again.counted.is_empty(),
             "a Pod's facts go with it"
         );
     }

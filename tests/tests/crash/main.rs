@@ -43,6 +43,9 @@ fn config() -> Config {
         prefix: 24,
         allocatable_cpu_milli: 1000,
         allocatable_memory: 1 << 30,
+        allocatable_storage: 10 << 30,
+        extended: BTreeMap::new(),
+        features: std::collections::BTreeSet::new(),
         max_pods: 50,
     }
 }

@@ -13,6 +13,7 @@ use skiff_core::{Config, ContainerRef, Core, Effect, Event, Now, Record, Recover
 use skiff_protocol::Digest;
 use skiff_protocol::topic::NodeName;
 use skiff_protocol::uid::Uid;
+use skiff_protocol::wire::feature;
 use skiff_protocol::wire::spec::{Container, PullPolicy};
 use skiff_protocol::wire::{Assembler, Down, NodeInfo, Up};
 use skiff_tests::rng::Rng;
@@ -150,6 +151,9 @@ impl Node {
                 prefix: 28,
                 allocatable_cpu_milli: 1000,
                 allocatable_memory: 1 << 30,
+                allocatable_storage: 10 << 30,
+                extended: [("skiff.io/tty".to_owned(), 3)].into(),
+                features: [feature::HOST_PATH.to_owned()].into(),
                 max_pods: 6,
             },
             defect,

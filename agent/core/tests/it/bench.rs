@@ -2,15 +2,16 @@
 //!
 //! Always holds: a deadline that was handled by a tick lies in the future or is gone.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::net::Ipv4Addr;
 use std::path::Path;
 
 use ring::signature::{Ed25519KeyPair, KeyPair};
 use skiff_core::{
-    Config, ContainerRef, Core, Effect, Event, Exit, ImageError, Now, ObservedContainer, ObservedPhase,
-    ObservedPod, Probed, Record, Recovered, StartError, Urgency,
+    Config, ContainerRef, Core, Effect, Event, Exit, HookKind, ImageError, Now, ObservedContainer,
+    ObservedPhase, ObservedPod, Pressure, ProbeKind, ProbeOutcome, Probed, Record, Recovered, StartError,
+    Urgency, Usage,
 };
 use skiff_protocol::sha256;
 use skiff_protocol::topic::NodeName;
@@ -36,7 +37,7 @@ pub(crate) fn check(name: &str, scenario: impl FnOnce(&mut Bench)) {
     compare(name, &bench.text);
 }
 
-fn compare(name: &str, text: &str) {
+pub(crate) fn compare(name: &str, text: &str) {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("tests/scenarios/{name}.txt"));
     if std::env::var_os("SKIFF_BLESS").is_some() {
         std::fs::write(&path, text).expect("the golden text can be written");
@@ -143,6 +144,8 @@ pub(crate) struct Bench {
     pub(crate) core: Core,
     config: Config,
     now: u64,
+    /// How far the system's clock is ahead, in seconds.
+    clock: i64,
     text: String,
     /// What the journal holds.
     pub(crate) journal: Vec<Vec<Record>>,
@@ -157,6 +160,10 @@ pub(crate) struct Bench {
 
 impl Bench {
     pub(crate) fn new() -> Self {
+        Self::with_room_for(4)
+    }
+
+    pub(crate) fn with_room_for(pods: usize) -> Self {
         let key = Ed25519KeyPair::from_seed_unchecked(&SERVER_KEY).expect("32 bytes are a seed");
         let config = Config {
             node: NodeName::parse("rover-7").expect("a node's name"),
@@ -165,12 +172,16 @@ impl Bench {
             prefix: 24,
             allocatable_cpu_milli: 1000,
             allocatable_memory: 1 << 30,
-            max_pods: 4,
+            allocatable_storage: 10 << 30,
+            extended: [("skiff.io/tty".to_owned(), 2)].into(),
+            features: BTreeSet::new(),
+            max_pods: pods,
         };
         Self {
             core: Core::new(config.clone(), Recovered::default()),
             config,
             now: 0,
+            clock: 0,
             text: String::new(),
             journal: Vec::new(),
             hold: false,
@@ -185,7 +196,7 @@ impl Bench {
     fn now(&self) -> Now {
         Now {
             mono: self.now,
-            unix: EPOCH + (self.now / 1000) as i64,
+            unix: EPOCH + self.clock + (self.now / 1000) as i64,
         }
     }
 
@@ -380,8 +391,84 @@ impl Bench {
         self.event(&format!("exited {at}: {code}"), Event::Exited { container, exit });
     }
 
+    pub(crate) fn probed(&mut self, at: &str, kind: ProbeKind, outcome: ProbeOutcome) {
+        let container = reference(at);
+        self.event(
+            &format!("{kind:?} probe of {at}: {outcome:?}"),
+            Event::Probed {
+                container,
+                kind,
+                outcome,
+            },
+        );
+    }
+
+    pub(crate) fn succeeds(&mut self, at: &str, kind: ProbeKind) {
+        self.probed(at, kind, ProbeOutcome::Success);
+    }
+
+    pub(crate) fn fails(&mut self, at: &str, kind: ProbeKind) {
+        let message = "HTTP probe failed with statuscode: 500".to_owned();
+        self.probed(at, kind, ProbeOutcome::Failure(message));
+    }
+
+    pub(crate) fn hook_done(&mut self, at: &str, kind: HookKind, result: Result<(), &str>) {
+        let container = reference(at);
+        self.event(
+            &format!("{kind:?} hook of {at}: {result:?}"),
+            Event::HookDone {
+                container,
+                kind,
+                result: result.map_err(str::to_owned),
+            },
+        );
+    }
+
+    pub(crate) fn resized(&mut self, at: &str, result: Result<(), &str>) {
+        let container = reference(at);
+        self.event(
+            &format!("resized {at}: {result:?}"),
+            Event::Resized {
+                container,
+                result: result.map_err(str::to_owned),
+            },
+        );
+    }
+
+    /// The node is short of memory; Pods use so many MiB.
+    pub(crate) fn memory_pressure(&mut self, used: &[(&str, u64)]) {
+        let usage = used.iter().map(|(pod, mib)| Usage {
+            pod: uid(pod),
+            memory: mib << 20,
+            ..Usage::default()
+        });
+        let pressure = Pressure {
+            memory: Some("less than 100Mi is left".to_owned()),
+            usage: usage.collect(),
+            ..Pressure::default()
+        };
+        self.event(&format!("memory pressure {used:?}"), Event::Pressure(pressure));
+    }
+
     pub(crate) fn removed(&mut self, pod: &str) {
         self.event(&format!("removed {pod}"), Event::Removed(uid(pod)));
+    }
+
+    /// The system's clock is set by so many seconds.
+    pub(crate) fn set_clock(&mut self, by: i64) {
+        self.clock += by;
+        self.note(&format!("the clock is set by {by:+} s"));
+    }
+
+    /// An event that has nothing to say, so that the core looks at its clocks.
+    pub(crate) fn run_nothing(&mut self) {
+        self.event("tick", Event::Tick);
+    }
+
+    /// The image of a container is there, and it starts.
+    pub(crate) fn start(&mut self, at: &str) {
+        self.image_ready(at);
+        self.started(at);
     }
 
     /// A Pod of one container `app` that runs.
@@ -405,6 +492,13 @@ impl Bench {
         self.event("link up", Event::LinkUp(NodeInfo::default()));
     }
 
+    /// A link whose server has answered.
+    pub(crate) fn linked(&mut self) {
+        self.link_up();
+        let generation = self.generation;
+        self.event("in step", Event::Down(Down::InStep { generation }));
+    }
+
     /// Everything that waits to be reported.
     pub(crate) fn reports(&mut self) {
         while let Some(report) = self.core.next_report() {
@@ -419,10 +513,14 @@ pub(crate) fn encode(object: &Object) -> Vec<u8> {
 }
 
 pub(crate) fn config_map(name: &str) -> Object {
+    config_map_with(name, "")
+}
+
+pub(crate) fn config_map_with(name: &str, value: &str) -> Object {
     Object::ConfigMap(ConfigData {
         namespace: "default".to_owned(),
         name: name.to_owned(),
-        data: BTreeMap::new(),
+        data: [("key".to_owned(), value.as_bytes().to_vec())].into(),
     })
 }
 
@@ -471,6 +569,8 @@ fn show_record(record: &Record) -> String {
             it.backoff_ms / 1000,
         ),
         Record::Rejected(uid, reason, _) => format!("rejected {} {reason}", name_of(*uid)),
+        Record::Failed(uid, reason, _) => format!("failed {} {reason}", name_of(*uid)),
+        Record::Counted(uid, since) => format!("counted {} from {:+}", name_of(*uid), since - EPOCH),
     }
 }
 
@@ -535,12 +635,17 @@ fn show_up(up: &Up) -> String {
             format!("status {sequence}: {}", pods.join(" "))
         }
         Up::Events { lost, events } => {
-            let events: Vec<&str> = events.iter().map(|it| it.reason.as_str()).collect();
-            format!("events ({lost} lost): {}", events.join(" "))
+            let events: Vec<String> = events.iter().map(show_event).collect();
+            format!("events ({lost} lost):{}", events.concat())
         }
         Up::Node(_) => "node".to_owned(),
         Up::StreamData { .. } | Up::StreamEnd { .. } | Up::Bye { .. } => "a stream's".to_owned(),
     }
+}
+
+fn show_event(event: &skiff_protocol::wire::Event) -> String {
+    let kind = if event.warning { "Warning" } else { "Normal" };
+    format!("\n    {kind} {}: {}", event.reason, event.message)
 }
 
 fn show_status(status: &PodStatus) -> String {
@@ -554,10 +659,15 @@ fn show_status(status: &PodStatus) -> String {
     if status.gone {
         out += " gone";
     }
-    for it in &status.containers {
+    if let Some((reason, message)) = &status.resize {
+        let _ = write!(out, " resize {reason}: {message}");
+    }
+    for it in status.init_containers.iter().chain(&status.containers) {
         let state = match &it.state {
             ContainerState::Waiting { reason, .. } => reason.clone(),
-            ContainerState::Running { .. } => "Running".to_owned(),
+            ContainerState::Running { .. } if it.ready => "Running".to_owned(),
+            ContainerState::Running { .. } if it.started => "Running(unready)".to_owned(),
+            ContainerState::Running { .. } => "Running(starting)".to_owned(),
             ContainerState::Terminated(end) => format!("{}({})", end.reason, end.exit_code),
         };
         let _ = write!(out, "; {}#{} {state}", it.name, it.restart_count);

@@ -3,9 +3,17 @@
 //! Always holds: every scenario runs through one [`bench::check`], which also asserts that no deadline is left in the past.
 //! `SKIFF_BLESS=1` writes the golden texts anew; read the difference before you commit it.
 
+mod admission;
 mod adoption;
 mod bench;
 mod deletion;
 mod desired;
+mod eviction;
+mod hooks;
+mod init;
 mod lifecycle;
+mod probes;
 mod regressions;
+mod resize;
+mod termination;
+mod volumes;
