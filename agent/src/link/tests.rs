@@ -3,7 +3,7 @@
 use std::sync::Mutex;
 
 use skiff_protocol::uid::Uid;
-use skiff_protocol::wire::status::{ContainerState, ContainerStatus, Phase, PodStatus, Terminated};
+use skiff_protocol::wire::status::{ContainerState, ContainerStatus, InForce, Phase, PodStatus, Terminated};
 use skiff_protocol::wire::{Frame, decode_up};
 use skiff_transport::Why;
 use tokio::sync::mpsc;
@@ -240,6 +240,13 @@ async fn the_largest_status_is_never_too_large() {
         restart_count: u32::MAX,
         image_id: id(),
         container_id: id(),
+        started: true,
+        resources: Some(InForce {
+            cpu_limit: Some(u64::MAX),
+            memory_limit: Some(u64::MAX),
+            cpu_request: Some(u64::MAX),
+            memory_request: Some(u64::MAX),
+        }),
     };
     let status = PodStatus {
         uid: Uid([7; 16]),
@@ -249,6 +256,9 @@ async fn the_largest_status_is_never_too_large() {
         pod_ip: "10.255.255.255".to_owned(),
         start_time: Some(i64::MAX),
         ready_since: Some(i64::MAX),
+        initialized_since: Some(i64::MAX),
+        init_containers: Vec::new(),
+        resize: Some(("Infeasible".to_owned(), "x".repeat(limits::TEXT))),
         containers: vec![container; limits::CONTAINERS],
         gone: false,
     };

@@ -284,6 +284,8 @@ fn a_resource_field_is_rounded_up_and_falls_back_to_the_node() {
         state: Path::new("/"),
         bounding: &[],
         namespaces: Namespaces::default(),
+        volumes: Path::new("/"),
+        claim: &|_| None,
     };
     use ResourceName::{Cpu, EphemeralStorage, HugePages, Memory};
     for (container, request, name, divisor, expected) in [
