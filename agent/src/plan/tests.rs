@@ -67,7 +67,7 @@ fn container_of(command: Vec<String>, args: Vec<String>) -> Container {
     }
 }
 
-const NONE: NodeLimits<'static> = NodeLimits {
+pub(super) const NONE: NodeLimits<'static> = NodeLimits {
     pids: 7,
     allocatable_memory: 1000 << 20,
     hugepages: &[],
