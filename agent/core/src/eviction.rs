@@ -123,6 +123,7 @@ impl Core {
         let record = Record::Failed(uid, reason.to_owned(), message.clone());
         let token = self.append(now, vec![record]);
         if let Some(state) = self.pods.get_mut(&uid) {
+            state.containers.iter_mut().for_each(|it| it.resize_again = 0);
             state.failing = Some(Failing {
                 token,
                 reason: reason.to_owned(),

@@ -17,6 +17,8 @@
 //!
 //! Always holds: a Pod that is over starts nothing, not even after a reboot.
 
+use std::collections::BTreeSet;
+
 use skiff_protocol::wire::spec::RestartPolicy;
 use skiff_protocol::wire::status::Terminated;
 
@@ -91,6 +93,18 @@ impl PodState {
             self.initialized_since = Some(unix);
         }
         through
+    }
+
+    /// The sandbox that was found knows only these: what the journal says of other init containers they did in one before.
+    pub(crate) fn forget_other_sandbox(&mut self, found: &BTreeSet<String>) {
+        if self.over() {
+            return;
+        }
+        for container in &mut self.containers[..self.inits] {
+            if matches!(container.phase, Phase::Done(_)) && !found.contains(&container.name) {
+                container.phase = Phase::Waiting;
+            }
+        }
     }
 
     /// The Pod was taken over with its sandbox: what was through is through, since it was.

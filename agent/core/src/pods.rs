@@ -72,11 +72,13 @@ impl Core {
             .containers
             .iter()
             .any(|it| regular.contains(it.name.as_str()));
+        let names = found.containers.iter().map(|it| it.name.clone()).collect();
         for container in found.containers {
             self.adopt_container(now, found.uid, container);
         }
         if let Some(pod) = self.pods.get_mut(&found.uid) {
             if found.sandbox {
+                pod.forget_other_sandbox(&names);
                 pod.find_initialized(regular_found);
             }
             status::note_found(pod);
@@ -284,6 +286,10 @@ impl Core {
         });
         state.ending = Some(deadline);
         state.forced = true;
+        // Nobody asks any more how it is.
+        for container in &mut state.containers {
+            container.health.leave();
+        }
         self.reconcile(now, uid);
     }
 

@@ -58,6 +58,11 @@ struct Run {
 }
 
 impl Health {
+    /// Nothing is tried any more.
+    pub(crate) fn leave(&mut self) {
+        self.probes.clear();
+    }
+
     /// When there is something to try; of one that is being ended only readiness is still of interest.
     pub(crate) fn next(&self, ending: bool) -> Option<Mono> {
         let wanted = |it: &&Run| !it.in_flight && (!ending || it.kind == ProbeKind::Readiness);

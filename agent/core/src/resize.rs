@@ -70,7 +70,11 @@ impl ContainerState {
     /// Gives a container that runs what its spec says.
     pub(crate) fn resize_step(&mut self, now: Mono, uid: Uid, spec: &Container, out: &mut Out) {
         let wanted = wanted(spec);
-        if !self.running() || self.in_force == Some(wanted) || self.resizing.is_some() {
+        if !self.running() || self.resizing.is_some() {
+            return;
+        }
+        if self.in_force == Some(wanted) {
+            self.resize_again = 0;
             return;
         }
         // What an earlier agent gave it is not known; nothing is what nearly all of them have.

@@ -238,7 +238,8 @@ impl ContainerState {
             },
             Phase::Running { .. } => {
                 let stop = self.stop.and_then(|stop| stop.next());
-                let resize = Some(self.resize_again).filter(|at| *at > 0);
+                let resizes = self.resize_again > 0 && self.stop.is_none();
+                let resize = Some(self.resize_again).filter(|_| resizes);
                 let probes = self.health.next(self.stop.is_some());
                 stop.into_iter().chain(resize).chain(probes).min()
             }

@@ -5,7 +5,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 
-use skiff_core::{Exit, ObservedContainer, ObservedPhase, ObservedPod};
+use skiff_core::{Exit, ObservedContainer, ObservedPhase, ObservedPod, Probed};
 use skiff_protocol::uid::Uid;
 
 /// A container's name in its Pod.
@@ -24,6 +24,8 @@ pub(crate) struct Instance {
     pub(crate) digest: u64,
     pub(crate) image: String,
     pub(crate) args: Vec<String>,
+    /// What the agent noted of it.
+    pub(crate) probed: Probed,
     pub(crate) life: Life,
 }
 
@@ -100,7 +102,7 @@ impl Machine {
                         image_id: image_id(&it.image),
                         spec_digest: Some(it.digest),
                         phase,
-                        probed: Default::default(),
+                        probed: it.probed,
                     })
                 })
                 .collect(),

@@ -9,7 +9,10 @@ use std::collections::VecDeque;
 use std::net::Ipv4Addr;
 
 use ring::signature::{Ed25519KeyPair, KeyPair};
-use skiff_core::{Config, ContainerRef, Core, Effect, Event, Now, Record, Recovered, StartError, Urgency};
+use skiff_core::{
+    Config, ContainerRef, Core, Effect, Event, HookKind, Now, ProbeKind, Record, Recovered, StartError,
+    Urgency,
+};
 use skiff_protocol::Digest;
 use skiff_protocol::topic::NodeName;
 use skiff_protocol::uid::Uid;
@@ -75,6 +78,19 @@ pub(crate) enum Work {
     RemoveDone {
         uid: Uid,
         shim: u64,
+    },
+    /// A try of a probe of this life of the agent is over.
+    Probed {
+        life: u64,
+        container: ContainerRef,
+        kind: ProbeKind,
+    },
+    /// A hook of this life of the agent is over.
+    Hooked {
+        life: u64,
+        container: ContainerRef,
+        kind: HookKind,
+        late: bool,
     },
     Tick,
     Report,
@@ -269,6 +285,7 @@ impl Node {
             Effect::Start(container) => {
                 self.watch.acts("start", container.pod, core, &self.disk);
                 self.watch.starts(&container, &self.machine);
+                self.watch.in_order(&container, core, &self.machine);
                 return self.start(turn, container);
             }
             Effect::Stop { container, urgency } => {
@@ -282,14 +299,43 @@ impl Node {
                 let shim = shim.id;
                 turn.later(20, 3000, Work::RemoveDone { uid, shim });
             }
-            // Pods of the simulation ask for none of these.
-            Effect::Probe { .. }
-            | Effect::Hook { .. }
-            | Effect::Resize(_)
-            | Effect::Note { .. }
-            | Effect::RefreshVolumes(_)
-            | Effect::DropVolume(_)
-            | Effect::Report(_) => {}
+            Effect::Probe { container, kind } => {
+                self.watch.probes(&container, &self.machine);
+                let life = self.life;
+                let probed = Work::Probed {
+                    life,
+                    container,
+                    kind,
+                };
+                turn.later(1, 900, probed);
+            }
+            Effect::Hook {
+                container,
+                kind,
+                within,
+            } => {
+                let takes = turn.rng.between(10, 8_000);
+                let hooked = Work::Hooked {
+                    life: self.life,
+                    container,
+                    kind,
+                    late: takes > within,
+                };
+                turn.jobs.push((takes.min(within), hooked));
+            }
+            Effect::Note { container, probed } => {
+                if let Some(instance) = self.machine.instance(container.pod, &container.name)
+                    && instance.attempt == container.attempt
+                {
+                    instance.probed = probed;
+                }
+            }
+            Effect::Resize(container) => {
+                let result = Ok(());
+                return Some(Event::Resized { container, result });
+            }
+            // Files of volumes are no matter of the simulation.
+            Effect::RefreshVolumes(_) | Effect::DropVolume(_) | Effect::Report(_) => {}
         }
         None
     }
@@ -358,7 +404,7 @@ impl Node {
     fn lacks(&self, container: &ContainerRef) -> Result<Container, String> {
         let core = self.core.as_ref().ok_or("no core")?;
         let (pod, _) = core.pod(container.pod).ok_or("the Pod is not known")?;
-        let spec = pod.containers.iter().find(|it| it.name == container.name);
+        let spec = pod.container(&container.name);
         let spec = spec.ok_or("the container is not known")?;
         if !self.machine.images.contains(&spec.image) {
             return Err(format!("image {} is not in the store", spec.image));
@@ -388,6 +434,7 @@ impl Node {
             digest: Core::spec_digest(&spec),
             image: spec.image,
             args: spec.args,
+            probed: Default::default(),
             life: Life::Starting,
         };
         shim.containers.insert(container.name.clone(), instance);
@@ -439,6 +486,17 @@ impl Node {
                 code,
             } => self.ends(turn, container, shim, code),
             Work::RemoveDone { uid, shim } => self.remove_done(turn, uid, shim),
+            Work::Probed {
+                life,
+                container,
+                kind,
+            } => self.probe_done(turn, life, container, kind),
+            Work::Hooked {
+                life,
+                container,
+                kind,
+                late,
+            } => self.hook_done(turn, life, container, kind, late),
             Work::Tick => {
                 let due = self.core.as_ref().and_then(Core::next_deadline);
                 if due.is_some_and(|at| at + self.began <= turn.now) {

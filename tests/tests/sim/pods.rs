@@ -6,7 +6,8 @@ use std::collections::BTreeMap;
 
 use skiff_protocol::uid::Uid;
 use skiff_protocol::wire::spec::{
-    ConfigData, Container, EnvFrom, PodSecurity, PodSpec, PullPolicy, Resources, RestartPolicy, Security,
+    ConfigData, Container, EnvFrom, Handler, PodSecurity, PodSpec, Probe, PullPolicy, Resources,
+    RestartPolicy, Security,
 };
 use skiff_tests::rng::Rng;
 
@@ -52,8 +53,47 @@ fn container(name: &str, policy: RestartPolicy, rng: &mut Rng) -> Container {
         },
         mounts: Vec::new(),
         security: Security::default(),
+        readiness: rng.percent(25).then(|| probe(rng)),
+        liveness: rng.percent(15).then(|| probe(rng)),
+        startup: rng.percent(15).then(|| probe(rng)),
+        post_start: rng.percent(15).then(hook),
+        pre_stop: rng.percent(15).then(hook),
         ..Default::default()
     }
+}
+
+fn hook() -> Handler {
+    Handler::Exec(vec!["/bin/true".to_owned()])
+}
+
+fn probe(rng: &mut Rng) -> Probe {
+    let small = |rng: &mut Rng, low, high| u32::try_from(rng.between(low, high)).expect("small");
+    Probe {
+        handler: hook(),
+        initial_delay_seconds: small(rng, 0, 10),
+        timeout_seconds: 1,
+        period_seconds: small(rng, 20, 120),
+        success_threshold: 1,
+        failure_threshold: small(rng, 1, 3),
+        termination_grace_seconds: None,
+    }
+}
+
+/// None, or an init container that ends by itself, a sidecar, or both.
+fn init_containers(policy: RestartPolicy, rng: &mut Rng) -> Vec<Container> {
+    let mut out = Vec::new();
+    let kinds: &[&[bool]] = &[&[], &[], &[false], &[true], &[false, true], &[true, false]];
+    for (at, sidecar) in rng.pick(kinds).iter().enumerate() {
+        let mut it = container(&format!("init-{at}"), policy, rng);
+        it.sidecar = *sidecar;
+        it.args = vec![if *sidecar { "serve" } else { "job" }.to_owned()];
+        if !sidecar {
+            (it.readiness, it.liveness, it.startup) = (None, None, None);
+            (it.post_start, it.pre_stop) = (None, None);
+        }
+        out.push(it);
+    }
+    out
 }
 
 fn image(rng: &mut Rng) -> String {
@@ -95,6 +135,7 @@ fn pod(rng: &mut Rng) -> PodSpec {
         termination_grace_seconds: u32::try_from(rng.below(40)).expect("small"),
         hostname: "pod".to_owned(),
         security: PodSecurity::default(),
+        init_containers: init_containers(policy, rng),
         containers: names.iter().map(|name| container(name, policy, rng)).collect(),
         volumes: Vec::new(),
         ..Default::default()

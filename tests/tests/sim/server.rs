@@ -91,7 +91,7 @@ impl Server {
         let mut out = BTreeMap::new();
         for pod in self.pods[node].values() {
             out.insert(ObjectKey::Pod(pod.uid), encode(&Object::Pod(pod.clone())));
-            for from in pod.containers.iter().flat_map(|it| &it.env_from) {
+            for from in pod.all_containers().flat_map(|it| &it.env_from) {
                 let key = config_key(from.secret, &from.name);
                 if let Some(data) = self.configs.get(&key) {
                     let object = if from.secret {

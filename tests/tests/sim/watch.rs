@@ -8,6 +8,7 @@ use skiff_core::{ContainerRef, Core, Recovered, Urgency};
 use skiff_protocol::limits;
 use skiff_protocol::uid::Uid;
 use skiff_protocol::wire::spec::{Object, ObjectKey, PodSpec};
+use skiff_protocol::wire::status::{ContainerState, ContainerStatus};
 use skiff_protocol::wire::{Up, encode_up};
 
 use crate::disk::Disk;
@@ -22,6 +23,8 @@ pub(crate) struct Watch {
     counts: BTreeMap<(Uid, Name), u32>,
     /// Attempts that were started in this boot, or are known to the journal.
     started: BTreeMap<(Uid, Name), u32>,
+    /// Who was said to ail by a probe or a hook: such a container may be ended.
+    ailing: BTreeSet<ContainerRef>,
     /// Who was asked to end.
     asked: BTreeSet<ContainerRef>,
     pub(crate) violations: Vec<String>,
@@ -35,6 +38,20 @@ fn durable_pod(stable: &Recovered, uid: Uid) -> Option<PodSpec> {
         Ok(Object::Pod(pod)) => Some(pod),
         _ => None,
     }
+}
+
+/// Whether nothing but sidecars of the Pod may be left: those are ended.
+fn over(core: &Core, uid: Uid) -> bool {
+    let status = core.statuses().find(|(_, it)| it.uid == uid);
+    let Some((Some(pod), status)) = status else {
+        return false;
+    };
+    let ended = |it: &ContainerStatus| matches!(it.state, ContainerState::Terminated(_));
+    let inits = pod.init_containers.iter().zip(&status.init_containers);
+    let failed = inits.into_iter().any(|(spec, it)| {
+        !spec.sidecar && matches!(&it.state, ContainerState::Terminated(end) if end.exit_code != 0)
+    });
+    failed || status.containers.iter().all(ended)
 }
 
 impl Watch {
@@ -95,6 +112,37 @@ impl Watch {
         }
     }
 
+    /// Init containers come before the others, each once the one before has ended well, in this sandbox.
+    pub(crate) fn in_order(&mut self, at: &ContainerRef, core: &Core, machine: &Machine) {
+        let Some((pod, _)) = core.pod(at.pod) else { return };
+        let before = pod.init_containers.iter().take_while(|it| it.name != at.name);
+        let instances = machine.shims.get(&at.pod).map(|it| &it.containers);
+        let well = |name: &str| {
+            let life = instances.and_then(|it| it.get(name)).map(|it| &it.life);
+            matches!(life, Some(Life::Exited(exit)) if exit.exit_code == 0)
+        };
+        let missing = before.filter(|it| !it.sidecar).find(|it| !well(&it.name));
+        if let Some(missing) = missing.map(|it| it.name.clone()) {
+            self.violated(format!(
+                "{at:?} is started before init container {missing} ended well"
+            ));
+        }
+    }
+
+    /// A probe is tried: of something that runs.
+    pub(crate) fn probes(&mut self, at: &ContainerRef, machine: &Machine) {
+        let shim = machine.shims.get(&at.pod);
+        let instance = shim.and_then(|it| it.containers.get(&at.name));
+        if instance.is_none_or(|it| it.attempt != at.attempt) {
+            self.violated(format!("{at:?} is probed, and is not there"));
+        }
+    }
+
+    /// A probe or hook of it failed.
+    pub(crate) fn ails(&mut self, at: &ContainerRef) {
+        self.ailing.insert(at.clone());
+    }
+
     /// The start was not refused for want of configuration.
     pub(crate) fn started(&mut self, at: &ContainerRef) {
         self.started.insert((at.pod, at.name.clone()), at.attempt);
@@ -117,11 +165,12 @@ impl Watch {
             let current = |pod: &PodSpec| core.pod(at.pod).is_none_or(|(held, _)| held == pod);
             let pod = durable_pod(stable, at.pod).filter(current);
             let pod = pod.filter(|pod| pod.deletion_grace_seconds.is_none());
-            let spec = pod.and_then(|pod| pod.containers.into_iter().find(|spec| spec.name == at.name));
+            let spec = pod.and_then(|pod| pod.container(&at.name).cloned());
             runs && spec.is_some_and(|spec| Core::spec_digest(&spec) == it.digest)
         });
         // Whoever was asked for a good reason may be half way through its end.
         let asked = self.asked.contains(at);
+        let healthy = healthy && !self.ailing.contains(at) && !over(core, at.pod);
         if !healthy {
             self.asked.insert(at.clone());
         }

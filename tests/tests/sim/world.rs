@@ -341,12 +341,41 @@ impl World {
             if status.phase == Phase::Failed && status.reason.starts_with("OutOf") {
                 continue;
             }
+            if initializes(pod, status).map_err(|why| format!("{uid}: {why}"))? {
+                continue;
+            }
             for (spec, shown) in pod.containers.iter().zip(&status.containers) {
                 settled(node, pod, spec, shown).map_err(|why| format!("{uid}/{}: {why}", spec.name))?;
             }
         }
         Ok(())
     }
+}
+
+/// Whether the Pod stands before its regular containers for good: an image that nobody has, or an init container that
+/// failed.
+fn initializes(pod: &skiff_protocol::wire::spec::PodSpec, status: &PodStatus) -> Result<bool, String> {
+    for (spec, shown) in pod.init_containers.iter().zip(&status.init_containers) {
+        match &shown.state {
+            ContainerState::Terminated(end) if end.exit_code == 0 || spec.sidecar => {}
+            ContainerState::Terminated(_) if pod.restart_policy == RestartPolicy::Never => {
+                return match status.phase {
+                    Phase::Failed => Ok(true),
+                    phase => Err(format!("an init container failed, and the Pod is {phase:?}")),
+                };
+            }
+            ContainerState::Waiting { reason, .. }
+                if spec.image.starts_with(ABSENT) && reason.contains("ImagePull") =>
+            {
+                return Ok(true);
+            }
+            ContainerState::Running { .. } if spec.sidecar && shown.started => {}
+            // Over: nothing of it is started any more.
+            ContainerState::Waiting { .. } if matches!(status.phase, Phase::Failed | Phase::Succeeded) => {}
+            state => return Err(format!("init container {} is {state:?}", spec.name)),
+        }
+    }
+    Ok(false)
 }
 
 /// Whether a container is where its spec and policy want it.
@@ -380,6 +409,9 @@ fn settled(
                 || spec.args.first().is_some_and(|it| it == "flaky") && instance.attempt < 3;
             if passing {
                 return Err("has not ended yet".to_owned());
+            }
+            if !shown.ready {
+                return Err("is not ready, and every probe succeeds".to_owned());
             }
             Ok(())
         }

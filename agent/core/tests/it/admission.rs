@@ -106,16 +106,16 @@ fn what_does_not_fit_and_what_is_not_allowed() {
         ),
         case("pod-level cpu", |it| it.resources.cpu_request = Some(500)),
         case("hostPort", |it| {
-            it.containers[0].ports = vec![port(8080, "10.0.0.7", Protocol::Tcp)]
+            it.containers[0].ports = vec![port(8080, "10.0.0.7", Protocol::Tcp)];
         }),
         case("hostPort, udp", |it| {
-            it.containers[0].ports = vec![port(8080, "", Protocol::Udp)]
+            it.containers[0].ports = vec![port(8080, "", Protocol::Udp)];
         }),
         case("hostIP, another", |it| {
-            it.containers[0].ports = vec![port(53, "10.0.0.2", Protocol::Udp)]
+            it.containers[0].ports = vec![port(53, "10.0.0.2", Protocol::Udp)];
         }),
         case("hostIP, the same", |it| {
-            it.containers[0].ports = vec![port(53, "10.0.0.1", Protocol::Udp)]
+            it.containers[0].ports = vec![port(53, "10.0.0.1", Protocol::Udp)];
         }),
         case("hostNetwork", |it| it.host_network = true),
         case("hostPID", |it| it.host_pid = true),
@@ -133,10 +133,10 @@ fn what_does_not_fit_and_what_is_not_allowed() {
             it.volumes = vec![volume("dev", source)];
         }),
         case("appArmorProfile", |it| {
-            it.security.apparmor = Some(AppArmor::RuntimeDefault)
+            it.security.apparmor = Some(AppArmor::RuntimeDefault);
         }),
         case("appArmorProfile Unconfined", |it| {
-            it.security.apparmor = Some(AppArmor::Unconfined)
+            it.security.apparmor = Some(AppArmor::Unconfined);
         }),
         case("recursiveReadOnly", |it| {
             let source = VolumeSource::EmptyDir {

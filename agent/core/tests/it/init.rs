@@ -191,6 +191,21 @@ fn a_pod_that_is_taken_over_is_initialized() {
     });
 }
 
+/// Found by the simulation: the journal's word about an init container is of a sandbox before the one that stands.
+#[test]
+fn what_ran_in_a_sandbox_before_a_reboot_does_not_count_in_the_next() {
+    check("init-reboot-restart", |b| {
+        b.pods(&[two_inits(RestartPolicy::Always)]);
+        b.sandbox_ready("web");
+        b.start("web/one#0");
+        b.exited("web/one#0", 1);
+        ends_well(b, "web/one#1");
+        b.restart(Vec::new());
+        b.sandbox_ready("web");
+        b.restart(vec![found_pod("web", 2, Vec::new())]);
+    });
+}
+
 #[test]
 fn a_pod_is_deleted_while_it_initializes() {
     check("init-deleted", |b| {

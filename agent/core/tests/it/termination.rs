@@ -10,7 +10,7 @@ use crate::init::sidecar;
 
 fn with_sidecars() -> PodSpec {
     pod_with("web", |it| {
-        it.init_containers = vec![sidecar("log"), sidecar("net")]
+        it.init_containers = vec![sidecar("log"), sidecar("net")];
     })
 }
 

@@ -2,7 +2,7 @@
 //!
 //! Always holds: the machine changes whether or not an agent is there to hear of it.
 
-use skiff_core::{ContainerRef, Event, Exit, ImageError, StartError};
+use skiff_core::{ContainerRef, Event, Exit, HookKind, ImageError, ProbeKind, ProbeOutcome, StartError};
 use skiff_protocol::uid::Uid;
 
 use super::{ABSENT, Defect, Node, Turn, Work};
@@ -127,6 +127,63 @@ impl Node {
         if !shim.removing {
             self.event(turn, Event::Exited { container, exit });
         }
+    }
+
+    pub(super) fn probe_done(
+        &mut self,
+        turn: &mut Turn<'_>,
+        life: u64,
+        container: ContainerRef,
+        kind: ProbeKind,
+    ) {
+        if life != self.life {
+            return;
+        }
+        let outcome = if turn.unlucky(15) {
+            if kind != ProbeKind::Readiness {
+                self.watch.ails(&container);
+            }
+            ProbeOutcome::Failure("connection refused".to_owned())
+        } else if turn.unlucky(5) {
+            ProbeOutcome::Unknown("no shim".to_owned())
+        } else {
+            ProbeOutcome::Success
+        };
+        self.event(
+            turn,
+            Event::Probed {
+                container,
+                kind,
+                outcome,
+            },
+        );
+    }
+
+    pub(super) fn hook_done(
+        &mut self,
+        turn: &mut Turn<'_>,
+        life: u64,
+        container: ContainerRef,
+        kind: HookKind,
+        late: bool,
+    ) {
+        if life != self.life {
+            return;
+        }
+        let result = if late || turn.unlucky(15) {
+            self.watch.ails(&container);
+            Err("the hook failed".to_owned())
+        } else {
+            Ok(())
+        };
+        self.event(
+            turn,
+            Event::HookDone {
+                container,
+                kind,
+                result,
+            },
+        );
     }
 
     pub(super) fn remove_done(&mut self, turn: &mut Turn<'_>, uid: Uid, id: u64) {
