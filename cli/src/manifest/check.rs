@@ -112,7 +112,7 @@ fn head(kind: &Kind, value: &Value, causes: &mut Vec<Cause>) {
     let wanted = kind.api_version();
     match value["apiVersion"].as_str() {
         Some(written) if written == wanted => {}
-        Some(other) => causes.push(Cause::not_supported("apiVersion", other, &[&wanted])),
+        Some(other) => causes.push(Cause::not_supported("apiVersion", other, &[wanted.as_str()])),
         None if value["apiVersion"].is_null() => {
             let what = format!("write apiVersion: {wanted}");
             causes.push(Cause::required("apiVersion", &what));

@@ -192,7 +192,7 @@ file.yaml:1:1: expected an object with apiVersion, kind and metadata
     check(
         "apiVersion: apps/v1\nkind: Deployment\nmetadata: {name: a}\n",
         r#"
-file.yaml:2:7: kind: Unsupported value: "Deployment": supported values: "Pod", "ConfigMap", "Secret", "Namespace"
+file.yaml:2:7: kind: Unsupported value: "Deployment": supported values: "Pod", "ConfigMap", "Secret", "Namespace", "PersistentVolume", "PersistentVolumeClaim", "StorageClass"
   2 | kind: Deployment
     |       ^^^^^^^^^^
 "#,
@@ -233,7 +233,7 @@ file.yaml:4:18: data.password: expected base64; plain text goes under stringData
 file.yaml:1:13: apiVersion: Unsupported value: "v2": supported values: "v1" (did you mean "v1"?)
   1 | apiVersion: v2
     |             ^^
-file.yaml:2:7: kind: Unsupported value: "configmap": supported values: "Pod", "ConfigMap", "Secret", "Namespace" (did you mean "ConfigMap"?)
+file.yaml:2:7: kind: Unsupported value: "configmap": supported values: "Pod", "ConfigMap", "Secret", "Namespace", "PersistentVolume", "PersistentVolumeClaim", "StorageClass" (did you mean "ConfigMap"?)
   2 | kind: configmap
     |       ^^^^^^^^^
 "#,
