@@ -17,6 +17,7 @@ mod images;
 mod lifecycle;
 mod outages;
 mod refusals;
+mod renewal;
 mod survival;
 mod wire;
 mod workloads;
