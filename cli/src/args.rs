@@ -68,7 +68,10 @@ Examples:
   skiff server --data /var/lib/skiff-server --advertise fleet.example.org
   skiff server --data ./data --listen 127.0.0.1:6443
   skiff server --data ./data --broker mqtts://broker.example.org:8883 \\
-      --broker-ca ca.pem --broker-user skiff --broker-password-file secret"
+      --broker-user skiff --broker-password-file secret
+
+A broker of your own shows a certificate that the fleet's authority signed; what it needs for that lies in
+broker/ in the data directory."
 )]
 pub(crate) struct ServerArgs {
     /// Where keys, certificates, objects and images are kept
@@ -97,6 +100,9 @@ pub(crate) struct ServerArgs {
     /// A file with the password for that broker
     #[arg(long, value_name = "FILE", requires = "broker_user")]
     pub(crate) broker_password_file: Option<PathBuf>,
+    /// How long a node's certificate is valid; nodes renew it at two thirds of that [default: a year]
+    #[arg(long, value_name = "TIME", value_parser = crate::time::seconds)]
+    pub(crate) node_cert_life: Option<u64>,
 }
 
 /// `skiff up`.

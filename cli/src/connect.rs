@@ -80,6 +80,16 @@ impl Refusal {
     }
 }
 
+impl Refusal {
+    /// It in words.
+    pub(crate) fn words(&self) -> String {
+        match self {
+            Self::Status(status) => said(status),
+            Self::Unanswered(error) => format!("{error:#}"),
+        }
+    }
+}
+
 impl From<Refusal> for Failure {
     fn from(refusal: Refusal) -> Self {
         Self::Failed(match refusal {

@@ -128,7 +128,7 @@ fn open(path: &Path) -> anyhow::Result<Content> {
     if size == 0 {
         bail!("{}: the file is empty", name());
     }
-    Ok(Content::File(file, size))
+    Ok(Content::File(file, path.to_owned(), size))
 }
 
 /// The files of an OCI layout, in the order in which a reader wants them (OCI image layout specification).

@@ -58,6 +58,9 @@ fn config(args: &ServerArgs) -> anyhow::Result<Config> {
     let mut config = Config::new(&args.data);
     config.listen = args.listen;
     config.names.clone_from(&args.advertise);
+    if let Some(seconds) = args.node_cert_life {
+        config.validity.node = seconds;
+    }
     config.broker = match &args.broker {
         None => BrokerConfig::Embedded {
             listen: args.broker_listen,

@@ -1,7 +1,8 @@
 //! A body that is sent as it is read: an archive, or a directory made into one on the way.
 //!
 //! Always holds: memory is bounded by the channel between the thread that reads and the task that sends; an error of
-//! reading ends the request, so that the server sees a broken upload and never a short one.
+//! reading ends the request, so that the server sees a broken upload and never a short one, and is what is told, with
+//! the file's name; nothing waits for the thread that reads, which may never hear from standard input again.
 
 use std::fs::File;
 use std::io::{self, Read, Write};
@@ -18,7 +19,7 @@ use hyper_util::client::legacy::Client;
 use hyper_util::rt::TokioExecutor;
 use kube::client::{Body, ConfigExt as _};
 use serde_json::Value;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 use tower::{BoxError, ServiceBuilder, ServiceExt as _};
 
 use crate::connect::{Server, refusal, unreachable};
@@ -36,8 +37,8 @@ const ANSWER: usize = 1 << 20;
 /// What is uploaded.
 #[derive(Debug)]
 pub(crate) enum Content {
-    /// A file, and its size.
-    File(File, u64),
+    /// A file, its path, and its size.
+    File(File, PathBuf, u64),
     /// Standard input.
     Stdin,
     /// The files of a directory, to be sent as a tar archive, and their size altogether.
@@ -48,41 +49,61 @@ impl Content {
     /// Bytes altogether, where that is known; of a directory, without the archive's headers.
     pub(crate) fn size(&self) -> Option<u64> {
         match self {
-            Self::File(_, size) | Self::Directory(_, _, size) => Some(*size),
+            Self::File(_, _, size) | Self::Directory(_, _, size) => Some(*size),
             Self::Stdin => None,
         }
     }
 
-    /// Reads everything, each piece going to `tell` and on its way.
-    fn read(self, sender: mpsc::Sender<io::Result<Bytes>>, tell: &dyn Fn(u64)) {
-        let mut pipe = Pipe { sender, tell };
+    /// Reads everything, each piece going to `tell` and on its way; `failed` hears what could not be read.
+    fn read(
+        self,
+        sender: mpsc::Sender<io::Result<Bytes>>,
+        tell: &dyn Fn(u64),
+        failed: oneshot::Sender<io::Error>,
+    ) {
+        let mut pipe = Pipe {
+            sender,
+            tell,
+            closed: false,
+        };
         let read = match self {
-            Self::File(file, _) => copy(file, &mut pipe),
-            Self::Stdin => copy(io::stdin().lock(), &mut pipe),
+            Self::File(file, path, _) => copy(file, &path, &mut pipe),
+            Self::Stdin => copy(io::stdin().lock(), Path::new("standard input"), &mut pipe),
             Self::Directory(root, files, _) => archive(&root, &files, &mut pipe),
         };
-        if let Err(error) = read {
-            // Where the request has ended, it has its own error.
-            let _ = pipe.sender.blocking_send(Err(error));
+        let Err(error) = read else { return };
+        // Where the request has ended, it has its own error.
+        if !pipe.closed {
+            let broken = io::Error::from(error.kind());
+            // Told before the request breaks for it.
+            let _ = failed.send(error);
+            let _ = pipe.sender.blocking_send(Err(broken));
         }
     }
 }
 
-fn copy(mut from: impl Read, to: &mut Pipe<'_>) -> io::Result<()> {
+fn copy(mut from: impl Read, name: &Path, to: &mut Pipe<'_>) -> io::Result<()> {
     let mut piece = vec![0; PIECE];
     loop {
-        match from.read(&mut piece)? {
+        match from.read(&mut piece).map_err(|error| naming(name, &error))? {
             0 => return Ok(()),
             count => to.write_all(&piece[..count])?,
         }
     }
 }
 
+fn naming(path: &Path, error: &io::Error) -> io::Error {
+    io::Error::new(error.kind(), format!("{}: {error}", path.display()))
+}
+
 fn archive(root: &Path, files: &[PathBuf], to: &mut Pipe<'_>) -> io::Result<()> {
     let mut builder = tar::Builder::new(io::BufWriter::with_capacity(PIECE, to));
     builder.mode(tar::HeaderMode::Deterministic);
     for file in files {
-        builder.append_path_with_name(root.join(file), file)?;
+        let path = root.join(file);
+        builder
+            .append_path_with_name(&path, file)
+            .map_err(|error| naming(&path, &error))?;
     }
     builder.into_inner()?.flush()
 }
@@ -91,12 +112,17 @@ fn archive(root: &Path, files: &[PathBuf], to: &mut Pipe<'_>) -> io::Result<()> 
 struct Pipe<'a> {
     sender: mpsc::Sender<io::Result<Bytes>>,
     tell: &'a dyn Fn(u64),
+    /// The request has ended.
+    closed: bool,
 }
 
 impl Write for Pipe<'_> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         let sent = self.sender.blocking_send(Ok(Bytes::copy_from_slice(bytes)));
-        sent.map_err(|_| io::Error::from(io::ErrorKind::BrokenPipe))?;
+        if sent.is_err() {
+            self.closed = true;
+            return Err(io::ErrorKind::BrokenPipe.into());
+        }
         (self.tell)(bytes.len() as u64);
         Ok(bytes.len())
     }
@@ -116,15 +142,19 @@ pub(crate) async fn post(
     tell: impl Fn(u64) + Send + 'static,
 ) -> Outcome<Value> {
     let (sender, receiver) = mpsc::channel(AHEAD);
-    let reader = tokio::task::spawn_blocking(move || content.read(sender, &tell));
+    let (failed, mut failure) = oneshot::channel();
+    // A thread of its own, and not the runtime's, which would wait for it at the end.
+    std::thread::spawn(move || content.read(sender, &tell, failed));
     let frames = stream::unfold(receiver, |mut receiver| async move {
         let piece: io::Result<Bytes> = receiver.recv().await?;
         Some((piece.map(http_body::Frame::data), receiver))
     });
     let body: Sent = Box::pin(StreamBody::new(frames));
     let answer = exchange(server, path, body).await;
-    drop(reader);
-    answer
+    match failure.try_recv() {
+        Ok(error) if answer.is_err() => Err(error.into()),
+        _ => answer,
+    }
 }
 
 async fn exchange(server: &Server, path: &str, body: Sent) -> Outcome<Value> {

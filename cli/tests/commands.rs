@@ -79,6 +79,30 @@ fn command_lines() {
     );
 }
 
+/// What an example shows can be typed.
+#[test]
+fn examples_use_options_that_there_are() {
+    for command in [
+        &["server"][..],
+        &["up"],
+        &["apply"],
+        &["get"],
+        &["logs"],
+        &["delete"],
+        &["node", "enrol"],
+        &["image", "import"],
+    ] {
+        let help = skiff(&[command, &["--help"]].concat(), "").out;
+        let (options, examples) = help.split_once("Example").unwrap();
+        let words = examples.split_whitespace();
+        let shown: Vec<&str> = words.filter(|word| word.starts_with("--")).collect();
+        for word in shown {
+            let known = options.split([' ', ',', '\n']).any(|option| option == word);
+            assert!(known, "{command:?}: no option {word}");
+        }
+    }
+}
+
 #[test]
 fn mistakes_that_need_no_server() {
     check(

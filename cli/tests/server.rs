@@ -4,7 +4,6 @@
 
 mod skiff;
 
-use std::io::Read as _;
 use std::path::Path;
 use std::time::Duration;
 
@@ -224,19 +223,7 @@ async fn a_watch_shows_what_changes() {
     let mut child = skiff::command(&["--kubeconfig", &it.kubeconfig, "get", "cm", "-w", "-o", "name"])
         .spawn()
         .unwrap();
-    let mut out = child.stdout.take().unwrap();
-    let (sender, mut lines) = tokio::sync::mpsc::unbounded_channel();
-    std::thread::spawn(move || {
-        let mut line = Vec::new();
-        let mut byte = [0];
-        while out.read_exact(&mut byte).is_ok() {
-            if byte[0] == b'\n' {
-                let _ = sender.send(String::from_utf8(std::mem::take(&mut line)).unwrap());
-            } else {
-                line.push(byte[0]);
-            }
-        }
-    });
+    let mut lines = lines(child.stdout.take().unwrap());
     let mut next = async || {
         tokio::time::timeout(Duration::from_secs(20), lines.recv())
             .await
@@ -252,6 +239,117 @@ async fn a_watch_shows_what_changes() {
     assert_eq!(next().await.as_deref(), Some("configmap/other"));
     child.kill().unwrap();
     child.wait().unwrap();
+    it.server.stop().await.unwrap();
+}
+
+/// Lines of a child's output as they come.
+fn lines(mut out: impl std::io::Read + Send + 'static) -> tokio::sync::mpsc::UnboundedReceiver<String> {
+    let (sender, lines) = tokio::sync::mpsc::unbounded_channel();
+    std::thread::spawn(move || {
+        let mut line = Vec::new();
+        let mut byte = [0];
+        while out.read_exact(&mut byte).is_ok() {
+            if byte[0] == b'\n' {
+                let _ = sender.send(String::from_utf8(std::mem::take(&mut line)).unwrap());
+            } else {
+                line.push(byte[0]);
+            }
+        }
+    });
+    lines
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_watch_outlives_its_server() {
+    let mut it = Fixture::start().await;
+    it.check(&["apply", "-f", "-"], MAP, "configmap/settings created\n")
+        .await;
+    let mut child = skiff::command(&["--kubeconfig", &it.kubeconfig, "get", "cm", "-w", "-o", "name"])
+        .spawn()
+        .unwrap();
+    let mut out = lines(child.stdout.take().unwrap());
+    let mut err = lines(child.stderr.take().unwrap());
+    let next = async |lines: &mut tokio::sync::mpsc::UnboundedReceiver<String>| {
+        let line = tokio::time::timeout(Duration::from_secs(20), lines.recv()).await;
+        line.unwrap()
+    };
+    assert_eq!(next(&mut out).await.as_deref(), Some("configmap/settings"));
+    let mut config = Config::local(&it.dir.path().join("data"));
+    config.listen = it
+        .server
+        .api_url
+        .strip_prefix("https://")
+        .unwrap()
+        .parse()
+        .unwrap();
+    it.server.stop().await.unwrap();
+    // Away for longer than one attempt.
+    let said = next(&mut err).await.unwrap();
+    assert!(
+        said.starts_with("warning: ") && said.ends_with("; trying again"),
+        "{said}"
+    );
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    it.server = Server::start(config).await.unwrap();
+    it.check(
+        &["apply", "-f", "-"],
+        &MAP.replace("settings", "other"),
+        "configmap/other created\n",
+    )
+    .await;
+    // A server that has forgotten the version has all of it shown anew.
+    while let Some(line) = next(&mut out).await
+        && line != "configmap/other"
+    {
+        assert_eq!(line, "configmap/settings");
+    }
+    assert!(err.try_recv().is_err(), "one warning an outage");
+    child.kill().unwrap();
+    child.wait().unwrap();
+    it.server.stop().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_upload_that_fails_says_whose_fault_it_is_and_never_hangs() {
+    let it = Fixture::start().await;
+    let dir = it.dir.path().join("layout");
+    layout(&dir);
+    let arguments = ["image", "import", dir.to_str().unwrap(), "--name", "a:1"];
+    // Reading this file fails, for root too.
+    let blob = dir.join("blobs/sha256/unreadable");
+    std::os::unix::fs::symlink("/proc/self/mem", &blob).unwrap();
+    let told = it.run(&arguments, "").await;
+    assert_eq!(told.status, 1, "{told:?}");
+    assert!(told.err.contains(blob.to_str().unwrap()), "{told:?}");
+    assert!(!told.err.contains("cannot reach"), "{told:?}");
+
+    // Nobody may upload with a wrong token, and standard input stays open.
+    let text = std::fs::read_to_string(&it.token_kubeconfig).unwrap();
+    let at = text.find("token: ").unwrap() + "token: ".len() + 4;
+    let wrong = it.dir.path().join("wrong");
+    std::fs::write(&wrong, format!("{}AAAA{}", &text[..at], &text[at + 4..])).unwrap();
+    let arguments = ["--kubeconfig", wrong.to_str().unwrap(), "image", "import", "-"];
+    let mut child = skiff::command(&arguments).spawn().unwrap();
+    let input = child.stdin.take().unwrap();
+    let mut err = lines(child.stderr.take().unwrap());
+    let ended = tokio::task::spawn_blocking(move || {
+        for _ in 0..200 {
+            if let Some(status) = child.try_wait().unwrap() {
+                return Some(status);
+            }
+            std::thread::sleep(Duration::from_millis(100));
+        }
+        child.kill().unwrap();
+        child.wait().unwrap();
+        None
+    });
+    let status = ended.await.unwrap().expect("it waits for standard input");
+    drop(input);
+    let said = err.recv().await.unwrap_or_default();
+    assert!(
+        status.code() == Some(1) && said.contains("Unauthorized"),
+        "{status}: {said}"
+    );
     it.server.stop().await.unwrap();
 }
 

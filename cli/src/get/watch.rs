@@ -1,7 +1,8 @@
 //! `skiff get -w`: what there is, and then what changes.
 //!
 //! Always holds: a watch that ends goes on from the last version seen; only where the server has forgotten that
-//! version is everything shown anew. Memory is bounded by the largest event taken.
+//! version is everything shown anew. A server that is away is waited for once it has answered; what it says is believed.
+//! Memory is bounded by the largest event taken.
 
 use std::time::Duration;
 
@@ -15,6 +16,7 @@ use crate::args::Output;
 use crate::connect::{Ask, JSON, Refusal, Server, TABLE};
 use crate::failure::{Outcome, failed};
 use crate::out::Out;
+use crate::style;
 
 /// Bytes of one event: an object of the largest size, in a table.
 const EVENT: usize = 8 << 20;
@@ -22,12 +24,52 @@ const EVENT: usize = 8 << 20;
 /// How long to wait before the server is asked again after a watch that told nothing.
 const PAUSE: Duration = Duration::from_secs(1);
 
+/// The longest wait for a server that is away.
+const PATIENCE: Duration = Duration::from_secs(30);
+
 /// What a watch ended with.
 enum Ended {
     /// Go on from this version.
     From(String),
     /// The version is forgotten: list again.
     Forgotten,
+    /// The watch did not come to be.
+    Refused(Refusal),
+}
+
+/// What is done about a server that does not answer.
+#[derive(Default)]
+struct Absence {
+    /// It has answered once, so the command line is right.
+    answered: bool,
+    /// Attempts in vain since it answered last.
+    failures: u32,
+}
+
+impl Absence {
+    fn over(&mut self) {
+        self.answered = true;
+        self.failures = 0;
+    }
+
+    /// Waits until it is worth trying again, and says so at the first time.
+    ///
+    /// # Errors
+    /// The refusal, where the server has said it or was never there.
+    async fn wait(&mut self, refusal: Refusal) -> Outcome {
+        // 5xx is a server that is just starting or stopping.
+        let away = refusal.code().is_none_or(|code| code >= 500);
+        if !away || !self.answered {
+            return Err(refusal.into());
+        }
+        if self.failures == 0 {
+            style::warning(&format!("{}; trying again", refusal.words()));
+        }
+        let wait = PAUSE * 2u32.saturating_pow(self.failures.min(8));
+        self.failures += 1;
+        tokio::time::sleep(wait.min(PATIENCE)).await;
+        Ok(())
+    }
 }
 
 pub(super) async fn run(server: &Server, wanted: &Wanted<'_>) -> Outcome {
@@ -36,9 +78,17 @@ pub(super) async fn run(server: &Server, wanted: &Wanted<'_>) -> Outcome {
         table: Table::new(wanted.shape()),
         header: !wanted.args.no_headers,
     };
+    let mut absence = Absence::default();
     loop {
         let ask = wanted.selecting(collection(wanted));
-        let answer = server.json(ask.clone()).await?;
+        let answer = match server.json(ask.clone()).await {
+            Ok(answer) => answer,
+            Err(refusal) => {
+                absence.wait(refusal).await?;
+                continue;
+            }
+        };
+        absence.over();
         if wanted.name.is_some() && is_empty(&answer) {
             // The collection is watched; only the object itself says that it is not there.
             wanted.list(server).await?;
@@ -56,7 +106,9 @@ pub(super) async fn run(server: &Server, wanted: &Wanted<'_>) -> Outcome {
             let watch = watch.with("resourceVersion", &version);
             match follow(server, wanted, watch, &version, &mut shown, &mut out).await? {
                 Ended::Forgotten => break,
+                Ended::Refused(refusal) => absence.wait(refusal).await?,
                 Ended::From(next) => {
+                    absence.over();
                     if next == version {
                         tokio::time::sleep(PAUSE).await;
                     }
@@ -146,7 +198,7 @@ async fn follow(
     let mut stream = match server.stream(watch).await {
         Ok(stream) => stream,
         Err(Refusal::Status(status)) if status.code == 410 => return Ok(Ended::Forgotten),
-        Err(refusal) => return Err(refusal.into()),
+        Err(refusal) => return Ok(Ended::Refused(refusal)),
     };
     let mut line = Vec::new();
     while let Some(piece) = stream.next().await {

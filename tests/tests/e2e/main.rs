@@ -20,6 +20,7 @@ mod outages;
 mod privileges;
 mod refusals;
 mod startup;
+mod renewal;
 mod survival;
 mod volumes;
 mod wire;

@@ -100,6 +100,7 @@ fn a_hostile_broker_deploys_nothing_and_stops_nothing() {
             middle.set(listening).ok();
             url
         }),
+        server: &[],
     });
     let middle: &Middle = middle.get().unwrap();
     cluster.run(&pod("numbers", &shell(NUMBERS), Value::Null));

@@ -24,6 +24,8 @@ pub(crate) struct Setup<'a> {
     pub(crate) images: &'a [&'a str],
     /// More of the agent's configuration.
     pub(crate) agent: &'a str,
+    /// More words for `skiff server`.
+    pub(crate) server: &'a [&'a str],
     /// Where the agent shall look for the broker, as a function of where it is.
     pub(crate) broker_url: Option<&'a dyn Fn(&Cluster) -> String>,
 }
@@ -38,6 +40,7 @@ pub(crate) struct Cluster {
     api: SocketAddr,
     broker_address: SocketAddr,
     mosquitto: bool,
+    server_words: Vec<String>,
     dir: TempDir,
 }
 
@@ -54,6 +57,7 @@ impl Cluster {
             api: free_port(),
             broker_address: free_port(),
             mosquitto: setup.mosquitto,
+            server_words: setup.server.iter().map(ToString::to_string).collect(),
             dir,
         };
         cluster.start_server();
@@ -119,6 +123,7 @@ impl Cluster {
         let mut command = Command::new(programs::skiff());
         command.arg("server").arg("--data").arg(self.data());
         command.arg("--listen").arg(self.api.to_string());
+        command.args(&self.server_words);
         if self.mosquitto {
             command
                 .arg("--broker")
