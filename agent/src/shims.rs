@@ -94,7 +94,7 @@ pub(crate) enum Command {
 }
 
 /// Counts up whenever the same spec would give another digest, so that an upgrade takes no spec for a changed one.
-pub(crate) const NOTE_FORMAT: u32 = 1;
+pub(crate) const NOTE_FORMAT: u32 = 2;
 
 /// What must be known of a running container after a restart of the agent.
 #[derive(Clone, Debug, serde::Serialize, serde::Deserialize)]

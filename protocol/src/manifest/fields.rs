@@ -77,32 +77,32 @@ static METADATA: [Field; 15] = [
 
 static POD_SPEC: [Field; 43] = [
     yes("containers", List(&Object(&CONTAINER))),
-    refused("initContainers", List(&Object(&CONTAINER)), &[]),
+    yes("initContainers", List(&Object(&CONTAINER))),
     refused("ephemeralContainers", List(&Object(&CONTAINER)), &[]),
     yes("volumes", List(&Object(&VOLUME))),
     yes("restartPolicy", Str),
     yes("terminationGracePeriodSeconds", Int),
-    refused("activeDeadlineSeconds", Int, &[]),
-    later("dnsPolicy", Str, &["\"ClusterFirst\"", "\"Default\""]),
-    later("dnsConfig", Object(&DNS_CONFIG), &[]),
+    yes("activeDeadlineSeconds", Int),
+    yes("dnsPolicy", Str).noted("there is no DNS of the fleet, so ClusterFirst is the node's"),
+    yes("dnsConfig", Object(&DNS_CONFIG)),
     yes("nodeSelector", Strings),
     yes("nodeName", Str),
     later("serviceAccountName", Str, &["\"default\"", "\"\""]),
     later("serviceAccount", Str, &["\"default\"", "\"\""]),
     // There is no token to mount, so only a wish for one goes unheard.
     later("automountServiceAccountToken", Bool, &[]),
-    refused("hostNetwork", Bool, &[]),
-    refused("hostPID", Bool, &[]),
-    refused("hostIPC", Bool, &[]),
+    yes("hostNetwork", Bool).noted("where the node's policy allows it"),
+    yes("hostPID", Bool).noted("where the node's policy allows it"),
+    yes("hostIPC", Bool).noted("where the node's policy allows it"),
     // Without it the pod has a user namespace; with it, or unset, it has the host's, as here.
     refused("hostUsers", Bool, &["true"]),
-    refused("shareProcessNamespace", Bool, &[]),
+    yes("shareProcessNamespace", Bool),
     yes("securityContext", Object(&POD_SECURITY)),
     later("imagePullSecrets", List(&Object(&LOCAL_REFERENCE)), &[]),
     yes("hostname", Str),
-    later("subdomain", Str, &["\"\""]),
-    later("setHostnameAsFQDN", Bool, &[]),
-    later("hostAliases", List(&Object(&HOST_ALIAS)), &[]),
+    yes("subdomain", Str),
+    yes("setHostnameAsFQDN", Bool),
+    yes("hostAliases", List(&Object(&HOST_ALIAS))),
     later("affinity", Any, &[]),
     later("schedulerName", Str, &["\"default-scheduler\"", "\"\""]),
     // Nodes carry no taints yet, so every toleration is already satisfied.
@@ -119,7 +119,7 @@ static POD_SPEC: [Field; 43] = [
     refused("os", Any, &["{\"name\":\"linux\"}"]),
     refused("schedulingGates", List(&Any), &[]),
     refused("resourceClaims", List(&Any), &[]),
-    later("resources", Object(&RESOURCES), &[]),
+    yes("resources", Object(&RESOURCES)),
     later("hostnameOverride", Str, &[]),
     later("evictionResponders", List(&Any), &[]),
     refused("schedulingGroup", Any, &[]),
@@ -136,25 +136,21 @@ static CONTAINER: [Field; 26] = [
     yes("envFrom", List(&Object(&ENV_FROM))),
     yes("ports", List(&Object(&PORT))),
     yes("resources", Object(&RESOURCES)),
-    later(
-        "resizePolicy",
-        List(&Object(&RESIZE_POLICY)),
-        &RESIZE_NOT_REQUIRED,
-    ),
-    refused("restartPolicy", Str, &[]),
+    yes("resizePolicy", List(&Object(&RESIZE_POLICY))),
+    yes("restartPolicy", Str).noted("Always, of an init container"),
     refused("restartPolicyRules", List(&Any), &[]),
     yes("volumeMounts", List(&Object(&VOLUME_MOUNT))),
     refused("volumeDevices", List(&Any), &[]),
     yes("securityContext", Object(&SECURITY)),
-    later("livenessProbe", Object(&PROBE), &[]),
-    later("readinessProbe", Object(&PROBE), &[]),
-    later("startupProbe", Object(&PROBE), &[]),
-    later("lifecycle", Object(&LIFECYCLE), &[]),
-    later("terminationMessagePath", Str, &["\"/dev/termination-log\""]),
-    later("terminationMessagePolicy", Str, &["\"File\""]),
-    later("stdin", Bool, &[]),
+    yes("livenessProbe", Object(&PROBE)),
+    yes("readinessProbe", Object(&PROBE)),
+    yes("startupProbe", Object(&PROBE)),
+    yes("lifecycle", Object(&LIFECYCLE)),
+    yes("terminationMessagePath", Str),
+    yes("terminationMessagePolicy", Str),
+    yes("stdin", Bool).noted("it stays open; nobody can attach to it yet"),
     later("stdinOnce", Bool, &[]),
-    later("tty", Bool, &[]),
+    yes("tty", Bool),
     refused("targetContainerName", Str, &[]),
 ];
 
@@ -189,8 +185,8 @@ static LOCAL_REFERENCE: [Field; 1] = [yes("name", Str)];
 static PORT: [Field; 5] = [
     yes("name", Str),
     yes("containerPort", Int),
-    later("hostPort", Int, &["0"]),
-    later("hostIP", Str, &["\"\""]),
+    yes("hostPort", Int),
+    yes("hostIP", Str),
     yes("protocol", Str),
 ];
 
@@ -204,10 +200,10 @@ static VOLUME_MOUNT: [Field; 8] = [
     yes("name", Str),
     yes("mountPath", Str),
     yes("readOnly", Bool),
-    refused("subPath", Str, &["\"\""]),
-    refused("subPathExpr", Str, &["\"\""]),
-    refused("mountPropagation", Str, &["\"None\""]),
-    later("recursiveReadOnly", Str, &["\"Disabled\""]),
+    yes("subPath", Str),
+    yes("subPathExpr", Str),
+    yes("mountPropagation", Str),
+    yes("recursiveReadOnly", Str),
     refused("bindMountOptions", List(&Any), &[]),
 ];
 
@@ -218,31 +214,31 @@ static SECURITY: [Field; 12] = [
     yes("readOnlyRootFilesystem", Bool),
     yes("allowPrivilegeEscalation", Bool),
     yes("capabilities", Object(&CAPABILITIES)),
-    refused("privileged", Bool, &[]),
+    yes("privileged", Bool).noted("where the node's policy allows it"),
     yes("seccompProfile", Object(&SECCOMP)).noted("an absent profile means `RuntimeDefault`"),
-    refused("procMount", Str, &["\"Default\""]),
+    yes("procMount", Str).noted("Unmasked needs hostUsers: false"),
     later("seLinuxOptions", Any, &[]),
-    later("appArmorProfile", Object(&APP_ARMOR), &[]),
+    yes("appArmorProfile", Object(&APP_ARMOR)).noted("where the node's kernel has AppArmor"),
     refused("windowsOptions", Any, &[]),
 ];
 
 static CAPABILITIES: [Field; 2] = [yes("add", List(&Str)), yes("drop", List(&Str))];
 
-static SECCOMP: [Field; 2] = [yes("type", Str), refused("localhostProfile", Str, &[])];
+static SECCOMP: [Field; 2] = [yes("type", Str), yes("localhostProfile", Str)];
 
 static POD_SECURITY: [Field; 13] = [
     yes("runAsUser", Int),
     yes("runAsGroup", Int),
     yes("runAsNonRoot", Bool),
     yes("supplementalGroups", List(&Int)),
-    later("supplementalGroupsPolicy", Str, &["\"Merge\""]),
-    later("fsGroup", Int, &[]),
-    later("fsGroupChangePolicy", Str, &["\"Always\""]),
+    yes("supplementalGroupsPolicy", Str),
+    yes("fsGroup", Int),
+    yes("fsGroupChangePolicy", Str),
     yes("seccompProfile", Object(&SECCOMP)),
-    refused("sysctls", List(&Object(&SYSCTL)), &[]),
+    yes("sysctls", List(&Object(&SYSCTL))).noted("the safe ones"),
     later("seLinuxOptions", Any, &[]),
     later("seLinuxChangePolicy", Str, &[]),
-    later("appArmorProfile", Object(&APP_ARMOR), &[]),
+    yes("appArmorProfile", Object(&APP_ARMOR)).noted("where the node's kernel has AppArmor"),
     refused("windowsOptions", Any, &[]),
 ];
 
@@ -299,13 +295,6 @@ static HOOK: [Field; 4] = [
     yes("sleep", Object(&SLEEP)),
 ];
 
-/// What the API fills in: a restart is not required, which is what an absent policy means.
-static RESIZE_NOT_REQUIRED: [&str; 3] = [
-    r#"[{"resourceName":"cpu","restartPolicy":"NotRequired"}]"#,
-    r#"[{"resourceName":"memory","restartPolicy":"NotRequired"}]"#,
-    r#"[{"resourceName":"cpu","restartPolicy":"NotRequired"},{"resourceName":"memory","restartPolicy":"NotRequired"}]"#,
-];
-
 static RESIZE_POLICY: [Field; 2] = [yes("resourceName", Str), yes("restartPolicy", Str)];
 
 static RESOURCE_FIELD: [Field; 3] = [
@@ -337,11 +326,11 @@ static VOLUME: [Field; 31] = [
     yes("emptyDir", Object(&EMPTY_DIR)),
     yes("configMap", Object(&CONFIG_MAP_VOLUME)),
     yes("secret", Object(&SECRET_VOLUME)),
-    refused("hostPath", Object(&HOST_PATH), &[]),
-    refused("projected", Object(&PROJECTED), &[]),
-    refused("downwardAPI", Object(&DOWNWARD), &[]),
-    refused("image", Object(&IMAGE_VOLUME), &[]),
-    refused("persistentVolumeClaim", Object(&CLAIM), &[]),
+    yes("hostPath", Object(&HOST_PATH)).noted("where the node's policy allows it"),
+    yes("projected", Object(&PROJECTED)),
+    yes("downwardAPI", Object(&DOWNWARD)),
+    yes("image", Object(&IMAGE_VOLUME)),
+    yes("persistentVolumeClaim", Object(&CLAIM)).noted("directories of one node"),
     refused("ephemeral", Any, &[]),
     refused("csi", Any, &[]),
     refused("nfs", Any, &[]),

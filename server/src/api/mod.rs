@@ -48,8 +48,8 @@ pub use housekeeping::make_namespaces;
 #[cfg(test)]
 pub(crate) use housekeeping::run as housekeeping;
 pub use identity::{Identity, StaticTokens, Tokens};
-pub(crate) use metadata::status_of;
 pub(crate) use kinds::volume::{PROVISIONER, node_of, quantity};
+pub(crate) use metadata::status_of;
 pub use nodes::{LogError, LogOptions, LogStream, Nodes, PodRef};
 pub(crate) use request::in_time;
 pub use serve::serve;

@@ -485,13 +485,7 @@ mod tests {
             word: Some(Word::Status(PodStatus {
                 uid,
                 phase,
-                reason: String::new(),
-                message: String::new(),
-                pod_ip: String::new(),
-                start_time: None,
-                ready_since: None,
-                containers: Vec::new(),
-                gone: false,
+                ..PodStatus::default()
             })),
             ..PodWrite::of(&key)
         };

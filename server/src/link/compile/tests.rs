@@ -289,7 +289,7 @@ fn a_node_has_its_volumes_and_no_other() {
     assert_eq!(world.put(&volume("v", "a", |_| {})), nodes(&["a"]));
     assert_eq!(world.put(&volume("v", "a", |_| {})), nodes(&[]), "the same again");
     assert_eq!(world.put(&volume("w", "b", |_| {})), nodes(&["b"]));
-    let of = |world: &World, node: &str| decoded(&world.desired(node));
+    let of = |world: &World, node: &str| decoded(&world.desired(node, None));
     let expected = |claim: (&str, &str), delete| {
         Wire::Volume(PersistentVolume {
             name: "v".into(),
@@ -307,8 +307,8 @@ fn a_node_has_its_volumes_and_no_other() {
     assert_eq!(of(&world, "a"), [expected(("", ""), false)]);
     assert_eq!(world.keys("persistentvolumes").len(), 2);
     assert_eq!(world.remove(&released.key), nodes(&["a"]));
-    assert!(world.desired("a").objects.is_empty());
-    assert_eq!(world.desired("b").objects.len(), 1);
+    assert!(world.desired("a", None).objects.is_empty());
+    assert_eq!(world.desired("b", None).objects.len(), 1);
 }
 
 #[test]
@@ -323,6 +323,6 @@ fn volumes_are_not_crowded_out_by_pods() {
         world.put(&Arc::new(Object { key, ..object }));
     }
     world.put(&pod("web", 1, |_| {}));
-    let state = world.desired("a");
+    let state = world.desired("a", None);
     assert_eq!((state.objects.len(), state.refused.len()), (bounds::OBJECTS, 1));
 }
