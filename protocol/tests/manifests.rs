@@ -109,7 +109,7 @@ fn a_volume_that_two_containers_share() {
 }
 
 #[test]
-fn probes_are_reported_and_the_pod_runs() {
+fn a_server_with_probes() {
     let probe = json!({"httpGet": {"path": "/", "port": 3000}});
     check_taken(
         &json!({
@@ -118,10 +118,7 @@ fn probes_are_reported_and_the_pod_runs() {
                 {"name": "app", "image": "echo:v1", "livenessProbe": probe, "readinessProbe": probe},
             ]},
         }),
-        &[
-            "spec.containers[0].livenessProbe",
-            "spec.containers[0].readinessProbe",
-        ],
+        &[],
     );
 }
 
@@ -155,11 +152,7 @@ fn a_pod_with_everything() {
                 "securityContext": {"runAsUser": 1000, "runAsGroup": 3000, "fsGroup": 2000},
             },
         }),
-        &[
-            "spec.affinity",
-            "spec.containers[0].livenessProbe",
-            "spec.securityContext.fsGroup",
-        ],
+        &["spec.affinity"],
     );
     let resources = &pod.containers[0].resources;
     assert_eq!(

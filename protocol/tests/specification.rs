@@ -28,6 +28,7 @@ fn bounds_are_those_of_the_code() {
         ("ENV", l::ENV),
         ("ARGS_BYTES", l::ARGS_BYTES),
         ("PORTS", l::PORTS),
+        ("ITEMS", l::ITEMS),
         ("CONFIG_BYTES", l::CONFIG_BYTES),
         ("ANNOTATION_BYTES", l::ANNOTATION_BYTES),
         ("TEXT", l::TEXT),

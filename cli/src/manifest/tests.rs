@@ -158,15 +158,15 @@ kind: Pod
 metadata:
   name: web
 spec:
-  securityContext: {fsGroup: 1}
+  runtimeClassName: kata
   containers:
   - name: a
     image: nginx
-    livenessProbe: {httpGet: {port: 80}}
+    stdinOnce: true
 ",
         "
-warning: file.yaml:6:30: spec.securityContext.fsGroup: not yet honoured by this version of Skiff; the Pod runs without it
-warning: file.yaml:10:20: spec.containers[0].livenessProbe: not yet honoured by this version of Skiff; the Pod runs without it
+warning: file.yaml:6:21: spec.runtimeClassName: not yet honoured by this version of Skiff; the Pod runs without it
+warning: file.yaml:10:16: spec.containers[0].stdinOnce: not yet honoured by this version of Skiff; the Pod runs without it
 ",
     );
 }

@@ -20,6 +20,10 @@ pub use probe::*;
 pub use volume::*;
 
 /// A desired object.
+#[allow(
+    clippy::large_enum_variant,
+    reason = "there is one of it at a time, and it is encoded or taken apart at once"
+)]
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum Object {
     /// A Pod that this node shall run.

@@ -561,6 +561,7 @@ pub(crate) fn running(uid: Uid) -> PodStatus {
         pod_ip: "10.88.0.5".into(),
         start_time: Some(1_790_000_000),
         ready_since: Some(1_790_000_002),
+        initialized_since: Some(1_790_000_000),
         containers: vec![ContainerStatus {
             name: "app".into(),
             state: ContainerState::Running {
@@ -568,6 +569,7 @@ pub(crate) fn running(uid: Uid) -> PodStatus {
             },
             last: None,
             ready: true,
+            started: true,
             restart_count: 0,
             image_id: "sha256:00".into(),
             container_id: "abc".into(),

@@ -144,7 +144,7 @@ impl Convert {
             };
             if let Some(amount) = self.amount(field.clone(), &written.0, MAX_BYTES) {
                 let bytes = amount.value().unsigned_abs();
-                if bytes % page == 0 {
+                if bytes.is_multiple_of(page) {
                     out.hugepages.insert(page, bytes);
                 } else {
                     let why = format!("must be a multiple of the page size {size}");
@@ -208,7 +208,9 @@ impl Convert {
 /// `hugepages-2Mi` and its like.
 pub(super) fn hugepages_name(size: u64) -> String {
     let units = [(1 << 30, "Gi"), (1 << 20, "Mi"), (1 << 10, "Ki")];
-    let unit = units.iter().find(|(unit, _)| size >= *unit && size % unit == 0);
+    let unit = units
+        .iter()
+        .find(|(unit, _)| size >= *unit && size.is_multiple_of(*unit));
     unit.map_or_else(
         || format!("hugepages-{size}"),
         |(unit, name)| format!("hugepages-{}{name}", size / unit),

@@ -143,7 +143,7 @@ impl Convert {
             &BYTES
         };
         let same = |it: &&str| Quantity::parse(it).ok() == parsed;
-        if parsed.is_none() || !legal.iter().any(|it| same(&it)) {
+        if parsed.is_none() || !legal.iter().any(same) {
             self.causes.push(Cause::not_supported(field, text, legal));
             return None;
         }
