@@ -24,6 +24,10 @@ use skiff_protocol::wire::{
 };
 
 /// A message or an object inside one.
+#[allow(
+    clippy::large_enum_variant,
+    reason = "a few dozen of them exist, in tests only"
+)]
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum Sample {
     Down(Down),

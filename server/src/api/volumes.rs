@@ -370,11 +370,11 @@ async fn grow(store: &dyn Store, claim: &Object, volume: &Object) -> Result<(), 
     let own = holder(&volume.value).is_some_and(|(_, uid)| uid == claim.uid);
     if own && quantity(asked) > quantity(&volume.value["spec"]["capacity"]["storage"]) {
         set(store, &volume.key, |value| {
-            value["spec"]["capacity"]["storage"] = asked.clone()
+            value["spec"]["capacity"]["storage"] = asked.clone();
         })
         .await?;
         set(store, &claim.key, |value| {
-            status(value)["capacity"] = json!({ "storage": asked })
+            status(value)["capacity"] = json!({ "storage": asked });
         })
         .await?;
     }

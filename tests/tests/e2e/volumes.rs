@@ -276,7 +276,7 @@ fn changes_reach_mounted_files() {
             Err(text)
         }
     });
-    cluster.apply(&json!({ "apiVersion": "v1", "kind": "ConfigMap", "metadata": { "name": "to-come" }, "data": { "a": "came" } }));
+    cluster.apply(&json!({ "apiVersion": "v1", "kind": "ConfigMap", "metadata": { "name": "to-come" }, "data": { "a": "came\n" } }));
     cluster.logs_say(&["waits"], "came");
     for name in ["reads", "waits"] {
         cluster.delete(name);
