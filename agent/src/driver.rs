@@ -12,6 +12,7 @@
 
 mod lifecycle;
 mod share;
+mod signal;
 mod volumes;
 
 use std::collections::{BTreeMap, VecDeque};
@@ -45,6 +46,7 @@ use crate::plan::{self, Facts, Lookup};
 use crate::probes::Probes;
 use crate::renewal::Renewal;
 use crate::shims::{Command, NOTE_FORMAT, Note, Place, Shims};
+use signal::{SIGTERM, signal_number};
 use volumes::Volumes;
 
 /// How long one start may take before it is undone.
@@ -667,25 +669,6 @@ impl Driver {
         };
         Ok((request, note, signal))
     }
-}
-
-const SIGTERM: i32 = 15;
-
-/// `STOPSIGNAL` of an image: a number, or a name with or without `SIG`.
-fn signal_number(text: &str) -> Option<i32> {
-    if let Ok(number) = text.parse::<i32>() {
-        return (1..=64).contains(&number).then_some(number);
-    }
-    let names = [
-        "HUP", "INT", "QUIT", "ILL", "TRAP", "ABRT", "BUS", "FPE", "KILL", "USR1", "SEGV", "USR2", "PIPE",
-        "ALRM", "TERM", "STKFLT", "CHLD", "CONT", "STOP", "TSTP", "TTIN", "TTOU", "URG", "XCPU", "XFSZ",
-        "VTALRM", "PROF", "WINCH", "IO", "PWR", "SYS",
-    ];
-    let text = text.strip_prefix("SIG").unwrap_or(text);
-    names
-        .iter()
-        .position(|name| *name == text)
-        .map(|at| at as i32 + 1)
 }
 
 async fn sleep_for(deadline: Option<Instant>) {

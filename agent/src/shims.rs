@@ -5,11 +5,11 @@
 mod connection;
 pub(crate) mod last_words;
 mod observe;
+mod remains;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
-use std::path::{Path, PathBuf};
-use std::process::Stdio;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use skiff_core::{ContainerRef, Event, ObservedPod, Probed, StartError, Urgency};
@@ -20,17 +20,18 @@ use skiff_shim::protocol::{
 };
 use skiff_sys::cgroup::Cgroups;
 use skiff_sys::{ExecConfig, Limits, RunError, SandboxConfig};
-use tokio::io::AsyncReadExt;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 use tracing::{error, info, warn};
 
 use crate::input::Input;
-use crate::own::{Own, Part};
-use connection::{Connection, next};
+use crate::own::Own;
+use connection::{Connection, next, start_shim};
 use observe::{
     exit_of, is_absence, keep_probed, note_path, observe, pods_in, probed_path, read_note, reference,
 };
+use remains::clear;
+pub(crate) use remains::clear_now;
 
 /// Requests that may wait for one Pod: a few for each of its containers.
 const QUEUE: usize = 4 * skiff_protocol::limits::CONTAINERS;
@@ -47,6 +48,8 @@ const SHUTDOWN_AGAIN: Duration = Duration::from_millis(50);
 /// How long a start that an earlier agent began is left alone before the shim is asked for it again.
 const BEGUN_AGAIN: Duration = Duration::from_millis(50);
 
+/// The same on every Linux.
+const ENOENT: i32 = 2;
 const SIGKILL: i32 = 9;
 
 /// What a task is asked for.
@@ -689,82 +692,8 @@ impl Task {
 /// Kubernetes' exit code of a container that did not start.
 fn code(error: &ShimError) -> i32 {
     match error {
-        ShimError::Run(RunError::Exec { errno, .. }) if *errno == nix_enoent() => 127,
+        ShimError::Run(RunError::Exec { errno, .. }) if *errno == ENOENT => 127,
         ShimError::Run(RunError::Exec { .. }) => 126,
         _ => 128,
     }
-}
-
-/// `ENOENT`, which is 2 on every Linux.
-const fn nix_enoent() -> i32 {
-    2
-}
-
-/// Kills and removes what a Pod without a shim left: processes, mounts, devices, cgroups, and with `files` its files.
-async fn clear(place: &Place, uid: Uid, files: bool) -> Result<(), String> {
-    let (cgroups, run, state) = (place.cgroups.clone(), place.run_of(uid), place.state_of(uid));
-    let work = move || {
-        if files {
-            return clear_now(&cgroups, &run, &state);
-        }
-        // Volumes and logs stay for the containers that follow.
-        let _ = std::fs::remove_file(run.join(skiff_shim::SOCKET_NAME));
-        destroy(&cgroups, &run)
-    };
-    tokio::task::spawn_blocking(work)
-        .await
-        .map_err(|error| error.to_string())?
-}
-
-fn destroy(cgroups: &Cgroups, run: &Path) -> Result<(), String> {
-    let sandbox = std::fs::read(run.join(skiff_shim::SANDBOX_FILE)).ok();
-    match sandbox.and_then(|it| postcard::from_bytes::<SandboxConfig>(&it).ok()) {
-        Some(config) => skiff_sys::sandbox::destroy(&config, cgroups).map_err(|error| error.to_string()),
-        None => Ok(()),
-    }
-}
-
-/// Removes all that is left of a Pod whose shim is gone: what the kernel holds, and its two directories.
-///
-/// # Errors
-/// What could not be removed.
-pub(crate) fn clear_now(cgroups: &Cgroups, run: &Path, state: &Path) -> Result<(), String> {
-    destroy(cgroups, run)?;
-    for dir in [run, state] {
-        skiff_sys::mount::unmount_all_under(dir).map_err(|error| error.to_string())?;
-        match std::fs::remove_dir_all(dir) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                return Err(format!("{}: {error}", dir.display()));
-            }
-            _ => {}
-        }
-    }
-    Ok(())
-}
-
-async fn start_shim(place: &Place, dir: &Path) -> Result<Connection, String> {
-    let executable = &place.executable;
-    let failed = |what: &str, error: io::Error| format!("{what} {}: {error}", executable.display());
-    let mut child = tokio::process::Command::new(executable)
-        .arg("shim")
-        .arg("--pod-dir")
-        .arg(dir)
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::inherit())
-        .spawn()
-        .map_err(|error| failed("cannot run", error))?;
-    // Beside its start: nobody waits for it, and the bound of the agent's memory is no bound of the shims'.
-    drop(place.own.take_beside(Part::Shims, child.id()));
-    let mut ready = [0; 1];
-    let mut stdout = child.stdout.take().ok_or("the shim has no output")?;
-    stdout
-        .read_exact(&mut ready)
-        .await
-        .map_err(|error| failed("the shim ended at once:", error))?;
-    // Dropping the child neither kills it nor leaves a zombie: the runtime reaps it when it ends.
-    drop(child);
-    Connection::open(dir)
-        .await
-        .map_err(|error| failed("cannot reach the shim of", error))
 }

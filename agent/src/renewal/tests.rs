@@ -1,3 +1,5 @@
+//! Renewal in virtual time: when it is due, what a failure costs, and what is told of it.
+
 use super::*;
 
 const MADE: u64 = 2_000_000_000;

@@ -5,12 +5,16 @@
 
 use std::io;
 use std::path::Path;
+use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use skiff_shim::protocol::{self, LENGTH_BYTES, Reply, ReplyBody, Request, RequestBody, ToClient};
 use skiff_sys::process::PidFd;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
+
+use super::Place;
+use crate::own::Part;
 
 /// How long a shim may take to tell its state: it has one thread, which waits for nothing.
 const ANSWER: Duration = Duration::from_secs(10);
@@ -130,4 +134,32 @@ pub(super) async fn next(connection: &mut Option<Connection>) -> io::Result<ToCl
         Some(connection) => connection.receive().await,
         None => std::future::pending().await,
     }
+}
+
+/// Starts a shim for the Pod in `dir`, and waits until it listens.
+pub(super) async fn start_shim(place: &Place, dir: &Path) -> Result<Connection, String> {
+    let executable = &place.executable;
+    let failed = |what: &str, error: io::Error| format!("{what} {}: {error}", executable.display());
+    let mut child = tokio::process::Command::new(executable)
+        .arg("shim")
+        .arg("--pod-dir")
+        .arg(dir)
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::inherit())
+        .spawn()
+        .map_err(|error| failed("cannot run", error))?;
+    // Beside its start: nobody waits for it, and the bound of the agent's memory is no bound of the shims'.
+    drop(place.own.take_beside(Part::Shims, child.id()));
+    let mut ready = [0; 1];
+    let mut stdout = child.stdout.take().ok_or("the shim has no output")?;
+    stdout
+        .read_exact(&mut ready)
+        .await
+        .map_err(|error| failed("the shim ended at once:", error))?;
+    // Dropping the child neither kills it nor leaves a zombie: the runtime reaps it when it ends.
+    drop(child);
+    Connection::open(dir)
+        .await
+        .map_err(|error| failed("cannot reach the shim of", error))
 }
