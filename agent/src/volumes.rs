@@ -10,8 +10,6 @@ mod host_path;
 pub(crate) mod image;
 mod owner;
 mod payload;
-#[allow(dead_code, reason = "measured by the node's watch over its disk")]
-pub(crate) mod usage;
 mod writer;
 
 use std::fs;
