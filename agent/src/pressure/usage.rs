@@ -3,13 +3,16 @@
 //! Always holds: only a Pod's own files are counted: writable layers and emptyDirs on disk; no link is followed and no
 //! other file system entered; a file with several names counts once.
 
-use std::collections::BTreeSet;
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use skiff_protocol::uid::Uid;
 use skiff_protocol::wire::spec::{Container, PodSpec, VolumeSource};
+use skiff_sys::volume::{Directories, walk};
+
+/// Files of one tree that are counted.
+const MOST: usize = 1 << 18;
 
 /// One Pod whose files are counted.
 #[derive(Clone, Debug)]
@@ -140,29 +143,22 @@ fn limit_of(pod: &PodSpec) -> Option<u64> {
     })
 }
 
-/// Bytes on disk below a directory; what cannot be read counts as nothing.
+/// Bytes on disk of a directory and all in it, as `du` counts them; what cannot be read counts as nothing, and past the
+/// bound what was counted stands.
 fn disk_use(dir: &Path) -> u64 {
-    let Ok(root) = fs::symlink_metadata(dir) else {
-        return 0;
-    };
-    let mut bytes = root.blocks() * 512;
-    let mut named = BTreeSet::new();
-    let mut dirs = vec![dir.to_owned()];
-    while let Some(dir) = dirs.pop() {
-        for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
-            // Of the entry itself: no link is followed.
-            let Ok(found) = entry.metadata() else { continue };
-            if found.dev() != root.dev() {
-                continue;
-            }
-            if found.is_dir() {
-                dirs.push(entry.path());
-            } else if found.nlink() > 1 && !named.insert(found.ino()) {
-                continue;
-            }
-            bytes += found.blocks() * 512;
-        }
-    }
+    let mut bytes = 0;
+    let counted = walk(dir, MOST, Directories::First, |found| {
+        // A file with several names is counted once: each name takes its share.
+        let names = if found.metadata.is_dir() {
+            1
+        } else {
+            found.metadata.nlink().max(1)
+        };
+        bytes += found.metadata.blocks() * 512 / names;
+        Ok(())
+    });
+    // It may vanish at any time; what is there next time is counted then.
+    drop(counted);
     bytes
 }
 
