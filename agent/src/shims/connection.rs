@@ -14,13 +14,16 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 
 use super::Place;
-use crate::own::Part;
+use crate::own::{Own, Part};
 
 /// How long a shim may take to tell its state: it has one thread, which waits for nothing.
 const ANSWER: Duration = Duration::from_secs(10);
 
 /// How long an operation of a shim may last: a start and its undoing.
 const BUSY: Duration = Duration::from_secs(90);
+
+/// When a Pod's first containers have been started, as a rule.
+const BEGUN: Duration = Duration::from_secs(2);
 
 /// How often a busy shim is asked.
 const AGAIN: Duration = Duration::from_millis(20);
@@ -149,17 +152,24 @@ pub(super) async fn start_shim(place: &Place, dir: &Path) -> Result<Connection, 
         .stderr(Stdio::inherit())
         .spawn()
         .map_err(|error| failed("cannot run", error))?;
-    // Beside its start: nobody waits for it, and the bound of the agent's memory is no bound of the shims'.
-    drop(place.own.take_beside(Part::Shims, child.id()));
     let mut ready = [0; 1];
     let mut stdout = child.stdout.take().ok_or("the shim has no output")?;
     stdout
         .read_exact(&mut ready)
         .await
         .map_err(|error| failed("the shim ended at once:", error))?;
-    // Dropping the child neither kills it nor leaves a zombie: the runtime reaps it when it ends.
-    drop(child);
+    tokio::spawn(move_later(place.own.clone(), child));
     Connection::open(dir)
         .await
         .map_err(|error| failed("cannot reach the shim of", error))
+}
+
+/// Moves a shim out of the agent's cgroup, whose bound of memory is no bound of the shims', once its Pod has begun: on v1 a
+/// move holds a lock for milliseconds that the start of a container takes too.
+async fn move_later(own: Own, child: tokio::process::Child) {
+    tokio::time::sleep(BEGUN).await;
+    // While the child is held it is not waited for, so its number names no other process.
+    let _ = own.take_beside(Part::Shims, child.id()).await;
+    // Dropping the child neither kills it nor leaves a zombie: the runtime reaps it when it ends.
+    drop(child);
 }
