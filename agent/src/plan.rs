@@ -24,7 +24,7 @@ mod sandbox;
 mod security;
 
 pub(crate) use limits::{NodeLimits, limits};
-pub(crate) use sandbox::{SandboxFacts, sandbox};
+pub(crate) use sandbox::{SandboxFacts, domain, sandbox};
 pub(crate) use security::APPARMOR_DEFAULT;
 
 /// What an image without a `PATH` gets, as containerd gives it.

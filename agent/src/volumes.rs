@@ -52,7 +52,7 @@ pub(crate) fn prepare(
     facts: &Facts<'_>,
     lookup: Lookup<'_>,
 ) -> Result<Vec<Unowned>, String> {
-    etc::write(pod, facts.pod_ip, facts.run)?;
+    etc::write(pod, facts.hostname, facts.pod_ip, facts.run)?;
     let term = plan::termination_path(facts.run, id);
     last_words(&term).map_err(|error| format!("{}: {error}", term.display()))?;
     let mut out = Vec::new();

@@ -79,13 +79,10 @@ fn hostname(pod: &PodSpec, node: &str) -> Result<String, String> {
     if pod.host_network {
         return Ok(node.to_owned());
     }
-    if !pod.hostname_is_fqdn || pod.subdomain.is_empty() {
+    let Some(domain) = domain(pod).filter(|_| pod.hostname_is_fqdn) else {
         return Ok(pod.hostname.clone());
-    }
-    let name = format!(
-        "{}.{}.{}.svc.{CLUSTER_DOMAIN}",
-        pod.hostname, pod.subdomain, pod.namespace
-    );
+    };
+    let name = format!("{}.{domain}", pod.hostname);
     if name.len() > LONGEST_NAME {
         return Err(format!(
             "failed to construct FQDN from pod hostname and cluster domain, FQDN {name} is too long ({LONGEST_NAME} \
@@ -94,6 +91,11 @@ fn hostname(pod: &PodSpec, node: &str) -> Result<String, String> {
         ));
     }
     Ok(name)
+}
+
+/// What follows the hostname in the Pod's whole name; there is one where the Pod has a `subdomain`.
+pub(crate) fn domain(pod: &PodSpec) -> Option<String> {
+    (!pod.subdomain.is_empty()).then(|| format!("{}.{}.svc.{CLUSTER_DOMAIN}", pod.subdomain, pod.namespace))
 }
 
 fn address(ip: Option<Ipv4Addr>, config: &Config) -> Result<Ipv4Addr, String> {

@@ -12,11 +12,7 @@ use std::path::Path;
 
 use skiff_protocol::wire::spec::{DnsConfig, DnsPolicy, HostAlias, PodSpec};
 
-/// The domain that Pods' full names end in.
-const CLUSTER_DOMAIN: &str = "cluster.local";
-
-/// Bytes of a hostname that the kernel takes.
-const HOSTNAME: usize = 64;
+use crate::plan::domain;
 
 /// Name servers that a resolver asks.
 const NAMESERVERS: usize = 3;
@@ -31,44 +27,15 @@ const RESOLVED: &str = "/run/systemd/resolve/resolv.conf";
 /// Where systemd-resolved listens, on the node's loopback device and no other.
 const RESOLVED_STUB: &str = "127.0.0.53";
 
-/// The hostname that the Pod's processes see, unless they have the node's: with `setHostnameAsFQDN` it is the full name.
-///
-/// # Errors
-/// When the full name is longer than the kernel takes; in a kubelet's words.
-fn hostname(pod: &PodSpec) -> Result<String, String> {
-    let full = domain(pod).filter(|_| pod.hostname_is_fqdn);
-    let Some(full) = full.map(|domain| format!("{}.{domain}", pod.hostname)) else {
-        return Ok(pod.hostname.clone());
-    };
-    if full.len() > HOSTNAME {
-        return Err(format!(
-            "failed to construct FQDN from pod hostname and cluster domain, FQDN {full} is too long ({HOSTNAME} \
-             characters is the max, {} characters requested)",
-            full.len()
-        ));
-    }
-    Ok(full)
-}
-
-/// What follows the hostname in the Pod's full name; there is one where the Pod has a `subdomain`.
-fn domain(pod: &PodSpec) -> Option<String> {
-    (!pod.subdomain.is_empty()).then(|| format!("{}.{}.svc.{CLUSTER_DOMAIN}", pod.subdomain, pod.namespace))
-}
-
-/// Writes the files, once.
+/// Writes the files, once. `name` is the hostname that the Pod's processes see.
 ///
 /// # Errors
 /// When they cannot be written.
-pub(crate) fn write(pod: &PodSpec, ip: Option<Ipv4Addr>, run: &Path) -> Result<(), String> {
+pub(crate) fn write(pod: &PodSpec, name: &str, ip: Option<Ipv4Addr>, run: &Path) -> Result<(), String> {
     let dir = run.join("etc");
     if dir.join("hosts").exists() {
         return Ok(());
     }
-    let name = if pod.host_network {
-        read("/proc/sys/kernel/hostname").trim().to_owned()
-    } else {
-        hostname(pod)?
-    };
     let hosts = hosts(pod, ip, &read("/etc/hosts"));
     let resolv = resolv(
         pod,
@@ -264,32 +231,6 @@ mod tests {
         assert_eq!(hosts(&pod(), None, ""), TOP);
     }
 
-    #[test]
-    fn the_hostname_is_the_full_one_where_asked_for() {
-        let long = "x".repeat(50);
-        for (subdomain, fqdn, expected) in [
-            ("", false, Ok("p".to_owned())),
-            ("", true, Ok("p".to_owned())),
-            ("sub", false, Ok("p".to_owned())),
-            ("sub", true, Ok("p.sub.ns.svc.cluster.local".to_owned())),
-            (
-                long.as_str(),
-                true,
-                Err(format!(
-                    "failed to construct FQDN from pod hostname and cluster domain, FQDN p.{long}.ns.svc.cluster.local is too \
-                     long (64 characters is the max, 73 characters requested)"
-                )),
-            ),
-        ] {
-            let pod = PodSpec {
-                subdomain: subdomain.into(),
-                hostname_is_fqdn: fqdn,
-                ..pod()
-            };
-            assert_eq!(hostname(&pod), expected, "{subdomain} {fqdn}");
-        }
-    }
-
     const NODES: &str =
         "# comment\nsearch old\nsearch lan home\nnameserver 192.0.2.1\noptions edns0 ndots:2 ; no\n";
 
@@ -357,7 +298,7 @@ mod tests {
     #[test]
     fn the_files_are_made_once() {
         let dir = tempfile::tempdir().unwrap();
-        write(&pod(), Some(Ipv4Addr::new(10, 88, 0, 2)), dir.path()).unwrap();
+        write(&pod(), "p", Some(Ipv4Addr::new(10, 88, 0, 2)), dir.path()).unwrap();
         let etc = dir.path().join("etc");
         assert_eq!(fs::read_to_string(etc.join("hostname")).unwrap(), "p\n");
         for name in ["hosts", "hostname", "resolv.conf"] {
@@ -365,7 +306,7 @@ mod tests {
             assert_eq!(mode & 0o7777, 0o644, "{name}");
         }
         fs::write(etc.join("hosts"), "changed").unwrap();
-        write(&pod(), Some(Ipv4Addr::new(10, 88, 0, 2)), dir.path()).unwrap();
+        write(&pod(), "p", Some(Ipv4Addr::new(10, 88, 0, 2)), dir.path()).unwrap();
         assert_eq!(fs::read_to_string(etc.join("hosts")).unwrap(), "changed");
     }
 }
