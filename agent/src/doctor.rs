@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
+use skiff_protocol::quantity::binary;
 use skiff_sys::cgroup::{Cgroups, Version};
 use skiff_sys::doctor::{self, Facts, Probe};
 use skiff_sys::process::Report;
@@ -15,7 +16,6 @@ use crate::config::Config;
 use crate::devices::Cdi;
 use crate::identity::Identity;
 use crate::plan::APPARMOR_DEFAULT;
-use crate::pressure::quantity;
 use crate::{node, own};
 
 /// How a check came out.
@@ -232,7 +232,7 @@ fn users() -> Outcome {
 }
 
 fn apparmor() -> Outcome {
-    if !node::apparmor() {
+    if !doctor::apparmor() {
         return Warn(
             "not in the kernel, or off: no Pods with an appArmorProfile of Localhost".to_owned(),
             "use a kernel with CONFIG_SECURITY_APPARMOR and boot it with apparmor=1 security=apparmor"
@@ -250,12 +250,13 @@ fn apparmor() -> Outcome {
 }
 
 fn recursive_read_only() -> Outcome {
-    match node::recursive_read_only() {
-        Ok(()) => Good("whole trees of mounts (recursiveReadOnly)".to_owned()),
-        Err(why) => Warn(
-            format!("{why}: no mounts with recursiveReadOnly: Enabled"),
+    if doctor::recursive_read_only() {
+        Good("whole trees of mounts (recursiveReadOnly)".to_owned())
+    } else {
+        Warn(
+            "the kernel has no mount_setattr(2): no mounts with recursiveReadOnly: Enabled".to_owned(),
             "use Linux 5.12 or later".to_owned(),
-        ),
+        )
     }
 }
 
@@ -267,7 +268,7 @@ fn hugepages(config: &Config) -> Outcome {
     }
     let text: Vec<String> = pages
         .iter()
-        .map(|(size, bytes)| format!("{} in pages of {}", quantity(*bytes), quantity(*size)))
+        .map(|(size, bytes)| format!("{} in pages of {}", binary(*bytes), binary(*size)))
         .collect();
     let text = text.join(", ");
     let cgroups = Cgroups::detect(&config.cgroup_root);

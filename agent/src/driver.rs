@@ -609,7 +609,7 @@ impl Driver {
     ) -> Result<R, String> {
         let (run, state) = (self.place.run_of(pod.uid), self.place.state_of(pod.uid));
         let sandbox = self.sandbox(pod, ip)?;
-        let apparmor = node::apparmor();
+        let apparmor = skiff_sys::doctor::apparmor();
         let volumes = self.volume_dir();
         let claim = |name: &str| {
             let mut all = self.core.volumes();

@@ -8,12 +8,14 @@ use std::path::Path;
 use std::time::Instant;
 
 use skiff_protocol::limits::TEXT;
+use skiff_protocol::quantity;
 use skiff_protocol::wire::{NodeCondition, NodeInfo, feature};
 use skiff_sys::cgroup::{Cgroups, Version};
+use skiff_sys::doctor;
 
 use crate::config::Config;
 use crate::devices::Devices;
-use crate::pressure::{Watch, quantity};
+use crate::pressure::Watch;
 use crate::shims::Place;
 
 /// The machine, as far as it does not change.
@@ -119,7 +121,7 @@ impl Node {
     #[must_use]
     pub(crate) fn extended(&self) -> BTreeMap<String, u64> {
         let pages = self.hugepages.iter();
-        let pages = pages.map(|(size, bytes)| (format!("hugepages-{}", quantity(*size)), *bytes));
+        let pages = pages.map(|(size, bytes)| (quantity::hugepages(*size), *bytes));
         self.devices.extended().chain(pages).collect()
     }
 
@@ -258,36 +260,11 @@ fn features(config: &Config) -> BTreeSet<String> {
     let mut out = config.policy.allow.clone();
     // `feature::USER_NAMESPACES` is not among them: a node must not promise what its sandboxes refuse.
     let can = [
-        (feature::APPARMOR, apparmor()),
-        (feature::RECURSIVE_READ_ONLY, recursive_read_only().is_ok()),
+        (feature::APPARMOR, doctor::apparmor()),
+        (feature::RECURSIVE_READ_ONLY, doctor::recursive_read_only()),
     ];
     out.extend(can.into_iter().filter(|it| it.1).map(|it| it.0.to_owned()));
     out
-}
-
-/// Whether the kernel can make a whole tree of mounts read-only: `mount_setattr(2)`.
-///
-/// # Errors
-/// What is missing.
-pub(crate) fn recursive_read_only() -> Result<(), String> {
-    since((5, 12), "mount_setattr")
-}
-
-fn since(wanted: (u32, u32), what: &str) -> Result<(), String> {
-    let kernel = line("/proc/sys/kernel/osrelease");
-    let mut parts = kernel.split(['.', '-']).map_while(|it| it.parse::<u32>().ok());
-    let version = (parts.next().unwrap_or(0), parts.next().unwrap_or(0));
-    if version >= wanted {
-        Ok(())
-    } else {
-        Err(format!("Linux {kernel} has no {what}"))
-    }
-}
-
-/// Whether AppArmor is in the kernel and on.
-#[must_use]
-pub(crate) fn apparmor() -> bool {
-    line("/sys/module/apparmor/parameters/enabled") == "Y"
 }
 
 /// Whether an AppArmor profile of this name is loaded.

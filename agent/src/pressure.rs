@@ -20,6 +20,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use skiff_core::{Pressure, Usage};
+use skiff_protocol::quantity::binary;
 use skiff_protocol::uid::Uid;
 use skiff_protocol::wire::NodeCondition;
 use skiff_sys::cgroup::Cgroups;
@@ -32,7 +33,7 @@ use tracing::info;
 use crate::config::{Config, Eviction};
 use crate::node::meminfo;
 
-pub(crate) use usage::{Measured, ToMeasure, quantity};
+pub(crate) use usage::{Measured, ToMeasure};
 
 /// Between looks while all is well.
 const EASE: Duration = Duration::from_secs(10);
@@ -347,11 +348,7 @@ pub(crate) struct All(pub(crate) bool);
 /// A kubelet's words where `available` is less than `least`.
 fn below(what: &str, available: u64, least: u64, bytes: bool) -> Option<String> {
     let text = |amount: u64| {
-        if bytes {
-            quantity(amount)
-        } else {
-            amount.to_string()
-        }
+        if bytes { binary(amount) } else { amount.to_string() }
     };
     (available < least).then(|| {
         format!(

@@ -120,6 +120,32 @@ impl fmt::Display for BadQuantity {
 
 impl core::error::Error for BadQuantity {}
 
+/// Bytes as Kubernetes writes them: in the largest binary unit that needs no fraction.
+#[must_use]
+pub fn binary(bytes: u64) -> String {
+    let units = [
+        (60, "Ei"),
+        (50, "Pi"),
+        (40, "Ti"),
+        (30, "Gi"),
+        (20, "Mi"),
+        (10, "Ki"),
+    ];
+    let unit = units
+        .iter()
+        .find(|(bits, _)| bytes > 0 && bytes.is_multiple_of(1 << bits));
+    unit.map_or_else(
+        || alloc::format!("{bytes}"),
+        |(bits, unit)| alloc::format!("{}{unit}", bytes >> bits),
+    )
+}
+
+/// The resource that pages of this size are: `hugepages-2Mi`.
+#[must_use]
+pub fn hugepages(size: u64) -> String {
+    alloc::format!("hugepages-{}", binary(size))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -163,6 +189,24 @@ mod tests {
             "1e-",
         ] {
             assert!(Quantity::parse(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn bytes_are_written_in_the_largest_unit_that_divides_them() {
+        for (bytes, text) in [
+            (0, "0"),
+            (1000, "1000"),
+            (1024, "1Ki"),
+            (1536, "1536"),
+            (61_440, "60Ki"),
+            (2 << 20, "2Mi"),
+            (3 << 30, "3Gi"),
+            (1 << 60, "1Ei"),
+        ] {
+            assert_eq!(binary(bytes), text);
+            assert_eq!(hugepages(bytes), alloc::format!("hugepages-{text}"));
+            assert_eq!(Quantity::parse(text).unwrap().value().unsigned_abs(), bytes);
         }
     }
 }

@@ -13,12 +13,13 @@
 
 use std::cmp::Reverse;
 
+use skiff_protocol::quantity::binary;
 use skiff_protocol::uid::Uid;
 
 use crate::event::{Pressure, Usage};
 use crate::machine::{Core, Now};
 use crate::record::Record;
-use crate::requests::{Qos, Requests, binary};
+use crate::requests::{Qos, Requests};
 use crate::state::{Mono, Phase, PodState};
 
 /// The grace of a Pod that is evicted, in milliseconds: a kubelet's for a hard threshold.

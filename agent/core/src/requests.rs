@@ -13,6 +13,7 @@
 
 use std::collections::BTreeMap;
 
+use skiff_protocol::quantity::hugepages;
 use skiff_protocol::wire::spec::{Container, PodSpec, Resources};
 
 use crate::machine::Config;
@@ -43,7 +44,7 @@ impl Requests {
 
     fn one(from: &Resources) -> Self {
         let pages = from.hugepages.iter();
-        let pages = pages.map(|(size, bytes)| (format!("hugepages-{}", binary(*size)), *bytes));
+        let pages = pages.map(|(size, bytes)| (hugepages(*size), *bytes));
         Self {
             cpu: from.cpu_request.unwrap_or(0),
             memory: from.memory_request.unwrap_or(0),
@@ -110,25 +111,6 @@ impl Requests {
             .find(|(_, wanted, used, there)| *wanted > 0 && used.saturating_add(*wanted) > *there)
             .map(|(name, wanted, used, there)| (name.to_owned(), wanted, used, there))
     }
-}
-
-/// Bytes as Kubernetes writes them: in the largest unit that divides them.
-pub(crate) fn binary(bytes: u64) -> String {
-    let units = [
-        (60, "Ei"),
-        (50, "Pi"),
-        (40, "Ti"),
-        (30, "Gi"),
-        (20, "Mi"),
-        (10, "Ki"),
-    ];
-    let unit = units
-        .iter()
-        .find(|(bits, _)| bytes > 0 && bytes.is_multiple_of(1 << bits));
-    unit.map_or_else(
-        || bytes.to_string(),
-        |(bits, unit)| format!("{}{unit}", bytes >> bits),
-    )
 }
 
 /// A Pod's quality of service class.
@@ -212,20 +194,6 @@ mod tests {
                 expected,
                 "{inits:?} {regular:?} {whole:?}"
             );
-        }
-    }
-
-    #[test]
-    fn bytes_are_written_in_the_largest_unit_that_divides_them() {
-        for (bytes, text) in [
-            (0, "0"),
-            (1000, "1000"),
-            (2 << 20, "2Mi"),
-            (1536, "1536"),
-            (3 << 30, "3Gi"),
-            (61440, "60Ki"),
-        ] {
-            assert_eq!(binary(bytes), text);
         }
     }
 }

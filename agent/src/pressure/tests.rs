@@ -277,20 +277,6 @@ fn what_is_over_its_limit_is_said_as_a_kubelet_says_it() {
     );
 }
 
-#[test]
-fn bytes_are_written_as_quantities() {
-    for (bytes, expected) in [
-        (0, "0"),
-        (1000, "1000"),
-        (1024, "1Ki"),
-        (1536, "1536"),
-        (64 << 20, "64Mi"),
-        (3 << 30, "3Gi"),
-    ] {
-        assert_eq!(quantity(bytes), expected);
-    }
-}
-
 #[tokio::test]
 async fn the_first_look_is_due_at_once_and_files_are_counted_beside() {
     let mut watch = Watch::new();

@@ -7,6 +7,7 @@ use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
+use skiff_protocol::quantity::binary;
 use skiff_protocol::uid::Uid;
 use skiff_protocol::wire::spec::{Container, PodSpec, VolumeSource};
 use skiff_sys::volume::{Directories, walk};
@@ -83,7 +84,7 @@ impl ToMeasure {
         let containers: Vec<_> = containers.collect();
         let bytes = volumes.iter().chain(&containers).map(|(_, _, used)| used).sum();
         let over = |(_, limit, used): &&(&String, Option<u64>, u64)| limit.is_some_and(|limit| *used > limit);
-        let text = |limit: Option<u64>| quantity(limit.unwrap_or(0));
+        let text = |limit: Option<u64>| binary(limit.unwrap_or(0));
         let volume = volumes.iter().find(over).map(|(name, limit, _)| {
             format!(
                 "Usage of EmptyDir volume {name:?} exceeds the limit {:?}. ",
@@ -92,7 +93,7 @@ impl ToMeasure {
         });
         let whole = || {
             let limit = self.limit.filter(|limit| bytes > *limit)?;
-            let limit = quantity(limit);
+            let limit = binary(limit);
             Some(format!(
                 "Pod ephemeral local storage usage exceeds the total limit of containers {limit}. "
             ))
@@ -160,24 +161,4 @@ fn disk_use(dir: &Path) -> u64 {
     // It may vanish at any time; what is there next time is counted then.
     drop(counted);
     bytes
-}
-
-/// Bytes as Kubernetes writes them: `64Mi`.
-#[must_use]
-pub(crate) fn quantity(bytes: u64) -> String {
-    let units = [
-        (1 << 60, "Ei"),
-        (1 << 50, "Pi"),
-        (1 << 40, "Ti"),
-        (1 << 30, "Gi"),
-        (1 << 20, "Mi"),
-        (1 << 10, "Ki"),
-    ];
-    let unit = units
-        .iter()
-        .find(|(unit, _)| bytes >= *unit && bytes.is_multiple_of(*unit));
-    unit.map_or_else(
-        || bytes.to_string(),
-        |(unit, name)| format!("{}{name}", bytes / unit),
-    )
 }

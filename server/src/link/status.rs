@@ -7,6 +7,7 @@ use std::net::IpAddr;
 
 use serde_json::{Map, Value, json};
 use skiff_protocol::limits;
+use skiff_protocol::quantity::binary;
 use skiff_protocol::wire::status::{
     ContainerState, ContainerStatus, Phase, PodStatus, Terminated, UnixSeconds,
 };
@@ -326,7 +327,7 @@ fn amounts(cpu: Option<u64>, memory: Option<u64>, written: &Value) -> Map<String
     });
     let memory = memory.map(|memory| {
         let same = quantity(&written["memory"]).is_some_and(|it| number(it.value()) == memory);
-        ("memory", same, bytes(memory))
+        ("memory", same, binary(memory))
     });
     let both = [cpu, memory].into_iter().flatten();
     both.map(|(name, same, text)| {
@@ -334,18 +335,6 @@ fn amounts(cpu: Option<u64>, memory: Option<u64>, written: &Value) -> Map<String
         (name.to_owned(), value)
     })
     .collect()
-}
-
-/// The largest binary unit that needs no fraction.
-fn bytes(value: u64) -> String {
-    let units = [(1 << 30, "Gi"), (1 << 20, "Mi"), (1 << 10, "Ki")];
-    let unit = units
-        .iter()
-        .find(|(unit, _)| value > 0 && value.is_multiple_of(*unit));
-    unit.map_or_else(
-        || value.to_string(),
-        |(unit, name)| format!("{}{name}", value / unit),
-    )
 }
 
 fn state(said: &ContainerState, before: &Value, times: &Times<'_>) -> Value {

@@ -8,7 +8,7 @@ use alloc::vec::Vec;
 
 use super::Convert;
 use crate::manifest::{self, Cause};
-use crate::quantity::Quantity;
+use crate::quantity::{self, Quantity};
 use crate::wire::spec::{ResizePolicy, Resources};
 
 /// Most CPUs and bytes that a resource may name. No machine has as much, and sums over all Pods of a node stay in 64 bits.
@@ -87,7 +87,8 @@ impl Convert {
     ) {
         let path = format!("{path}.requests");
         let pages = requests.hugepages.iter();
-        let pages = pages.map(|(size, bytes)| (hugepages_name(*size), *bytes, limits.hugepages.get(size)));
+        let pages =
+            pages.map(|(size, bytes)| (quantity::hugepages(*size), *bytes, limits.hugepages.get(size)));
         let extended = requests.extended.iter();
         let extended = extended.map(|(name, count)| (name.clone(), *count, limits.extended.get(name)));
         let mut wrong = Vec::new();
@@ -203,16 +204,4 @@ impl Convert {
         self.causes.push(Cause::invalid(field, written, why));
         None
     }
-}
-
-/// `hugepages-2Mi` and its like.
-pub(super) fn hugepages_name(size: u64) -> String {
-    let units = [(1 << 30, "Gi"), (1 << 20, "Mi"), (1 << 10, "Ki")];
-    let unit = units
-        .iter()
-        .find(|(unit, _)| size >= *unit && size.is_multiple_of(*unit));
-    unit.map_or_else(
-        || format!("hugepages-{size}"),
-        |(unit, name)| format!("hugepages-{}{name}", size / unit),
-    )
 }
