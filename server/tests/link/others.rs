@@ -1,6 +1,5 @@
 //! What stands beside the link: images over HTTPS, and a broker that somebody else runs.
 
-use std::net::TcpListener;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
@@ -129,11 +128,7 @@ impl Drop for Mosquitto {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn mosquitto_carries_the_same_and_may_go_away() {
-    let port = TcpListener::bind("127.0.0.1:0")
-        .unwrap()
-        .local_addr()
-        .unwrap()
-        .port();
+    let port = skiff_tests::port::free().port();
     let url = format!("mqtts://127.0.0.1:{port}");
     let fleet = Fleet::start_with(|config, _| {
         config.broker = BrokerConfig::External {

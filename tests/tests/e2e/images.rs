@@ -6,7 +6,7 @@ use std::process::Command;
 
 use serde_json::{Value, json};
 
-use crate::harness::cluster::{free_port, listens};
+use crate::harness::cluster::listens;
 use crate::harness::pods::IDLE;
 use crate::harness::{Cluster, Process, Said, Setup, pod, programs, shell};
 
@@ -14,7 +14,7 @@ use crate::harness::{Cluster, Process, Said, Setup, pod, programs, shell};
 const REMOTE: &str = "registry.invalid/team/tool:1";
 
 fn registry(dir: &std::path::Path) -> (Process, String) {
-    let address = free_port();
+    let address = skiff_tests::port::free();
     let config = dir.join("registry.yml");
     let text = format!(
         "version: 0.1\nlog:\n  level: warn\nstorage:\n  filesystem:\n    rootdirectory: {}\nhttp:\n  addr: {address}\n",

@@ -239,7 +239,7 @@ fn terminals_are_given(cluster: &Cluster) {
 }
 
 fn ports_of_the_node_lead_to_pods(cluster: &Cluster) {
-    let port = crate::harness::cluster::free_port().port();
+    let port = skiff_tests::port::free().port();
     let mut container = shell("mkdir /www; echo from the pod > /www/index.html; httpd -f -p 8080 -h /www");
     container["ports"] = json!([{ "containerPort": 8080, "hostPort": port }]);
     let running = cluster.run(&pod("web", &container, json!({})));

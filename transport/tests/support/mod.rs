@@ -2,7 +2,7 @@
 //!
 //! Always holds: brokers listen on loopback, on a port of their own; a Mosquitto dies with its value.
 
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{SocketAddr, TcpStream};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -151,11 +151,7 @@ pub(crate) struct Mosquitto {
 impl Mosquitto {
     pub(crate) fn start(fleet: &Fleet) -> Self {
         let directory = tempfile::tempdir().unwrap();
-        let port = TcpListener::bind("127.0.0.1:0")
-            .unwrap()
-            .local_addr()
-            .unwrap()
-            .port();
+        let port = skiff_tests::port::free().port();
         let file = |name: &str, text: &str| {
             let path = directory.path().join(name);
             std::fs::write(&path, text).unwrap();

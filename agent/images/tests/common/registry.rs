@@ -1,7 +1,7 @@
 //! Debian's `docker-registry` on a port of its own, and skopeo to push to it.
 
 use std::fs;
-use std::net::{TcpListener, TcpStream};
+use std::net::TcpStream;
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
@@ -21,12 +21,7 @@ impl Registry {
         for (name, content) in files {
             fs::write(dir.path().join(name), content).unwrap();
         }
-        // Free at this moment; nobody else here asks for a particular port.
-        let address = TcpListener::bind("127.0.0.1:0")
-            .unwrap()
-            .local_addr()
-            .unwrap()
-            .to_string();
+        let address = skiff_tests::port::free().to_string();
         let path = dir.path().display();
         let auth = auth.replace("{dir}", &path.to_string());
         let config = format!(

@@ -2,12 +2,13 @@
 //!
 //! Always holds: everything is dropped in the order in which it may be stopped: node, broker, server, directory.
 
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use base64::Engine as _;
 use serde_json::Value;
+use skiff_tests::port;
 use tempfile::TempDir;
 
 use super::node::Node;
@@ -54,8 +55,8 @@ impl Cluster {
             broker: None,
             server: None,
             kubectl: programs::kubectl(),
-            api: free_port(),
-            broker_address: free_port(),
+            api: port::free(),
+            broker_address: port::free(),
             mosquitto: setup.mosquitto,
             server_words: setup.server.iter().map(ToString::to_string).collect(),
             dir,
@@ -371,12 +372,6 @@ impl Drop for Cluster {
             }
         }
     }
-}
-
-/// A loopback port that nobody listens on now.
-pub(crate) fn free_port() -> SocketAddr {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    listener.local_addr().unwrap()
 }
 
 /// Waits until a process listens.
