@@ -150,10 +150,11 @@ fn a_terminal_is_the_containers_own() {
 #[test]
 fn an_open_input_waits_and_none_ends() {
     let mut pod = Pod::sandboxed(76);
-    let script = "timeout 1 cat; echo $?; test -p /dev/stdin && echo pipe";
+    // Without the shell's word about the signal: its place among the lines of the other stream is not settled.
+    let script = "exec 2>/dev/null; timeout 1 cat; echo $?; test -p /dev/stdin && echo pipe";
     let mut config = pod.shell("open", script);
     config.stdin = true;
-    assert_eq!(pod.output(config).1, "143\npipe\n!Terminated\n");
+    assert_eq!(pod.output(config).1, "143\npipe\n");
     assert_eq!(pod.output(pod.shell("closed", script)).1, "0\n");
     pod.shut_down();
 }
