@@ -1,8 +1,9 @@
 //! Ports of the node that lead to Pods, and the Pods' way out of the node.
 //!
 //! Always holds: the kernel's table is what the Pods that have an address ask for, and is written only when that changes;
-//! it outlives the agent, so a restart cuts no connection. Where the kernel cannot (no nf_tables, or no NAT in it), TCP
-//! ports are served by this process, and the node says so in a condition.
+//! it outlives the agent, so a restart cuts no connection. The node's loopback is opened towards the bridge only behind
+//! the table that guards it. Where the kernel cannot (no nf_tables, or no NAT in it), TCP ports are served by this
+//! process, and the node says so in a condition.
 
 mod proxy;
 
@@ -25,8 +26,8 @@ pub(crate) struct Network {
     proxy: Proxy,
     /// Why the kernel does not do it.
     error: Option<String>,
-    /// The bridge was there when the kernel was told to pass packets on.
-    open: bool,
+    /// What the bridge was last told to pass on.
+    open: Option<Way>,
 }
 
 impl Network {
@@ -40,14 +41,18 @@ impl Network {
                 return None;
             }
         };
-        // The bridge comes with the first Pod.
-        if !self.open {
-            self.open = open_the_way(config);
-        }
-        if self.applied.as_ref() == Some(&rules) {
+        if self.applied.as_ref() == Some(&rules) && self.error.is_none() {
+            self.open(config, Way::Guarded);
             return None;
         }
         let error = nft::apply(&rules).err().map(|error| error.to_string());
+        // A table that could not be replaced is the one before it, or none.
+        let way = if error.is_none() {
+            Way::Guarded
+        } else {
+            Way::Unguarded
+        };
+        self.open(config, way);
         if let Some(error) = &error {
             self.proxy.serve(&rules.ports);
             info!(error, "the kernel cannot lead ports to Pods; this process does");
@@ -60,6 +65,20 @@ impl Network {
         self.error.clone_from(&text);
         changed.then_some(text)
     }
+
+    /// Until there is a bridge, which comes with the first Pod, each time anew.
+    fn open(&mut self, config: &Config, way: Way) {
+        if self.open != Some(way) {
+            self.open = open_the_way(config, way).then_some(way);
+        }
+    }
+}
+
+/// Whether packets of 127.0.0.0/8 that come by the bridge are dropped by the table.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Way {
+    Guarded,
+    Unguarded,
 }
 
 /// Removes what outlives the agent, when the node is stopped for good.
@@ -126,22 +145,26 @@ fn ports_of(pod: &PodSpec, to: Ipv4Addr) -> Vec<HostPort> {
         .collect()
 }
 
-/// The kernel passes packets on: of this node's loopback to Pods, and, unless the configuration forbids it, between Pods
-/// and other machines. Whether there was a bridge to do it for.
-fn open_the_way(config: &Config) -> bool {
+/// The kernel passes packets on: of this node's loopback to Pods, where the table guards the way back, and, unless the
+/// configuration forbids it, between Pods and other machines. Whether there was a bridge to do it for.
+fn open_the_way(config: &Config, way: Way) -> bool {
     let ipv4 = PathBuf::from("/proc/sys/net/ipv4");
     let bridge = ipv4.join("conf").join(&config.bridge);
-    let mut switches = vec![bridge.join("route_localnet"), bridge.join("forwarding")];
+    let loopback = if way == Way::Guarded { "1" } else { "0" };
+    let mut switches = vec![
+        (bridge.join("route_localnet"), loopback),
+        (bridge.join("forwarding"), "1"),
+    ];
     if config.ip_forward {
-        switches.push(ipv4.join("ip_forward"));
+        switches.push((ipv4.join("ip_forward"), "1"));
     }
-    for switch in switches {
-        let on = std::fs::read_to_string(&switch).is_ok_and(|it| it.trim() == "1");
-        if !on
+    for (switch, value) in switches {
+        let is_so = std::fs::read_to_string(&switch).is_ok_and(|it| it.trim() == value);
+        if !is_so
             && switch.exists()
-            && let Err(error) = std::fs::write(&switch, "1")
+            && let Err(error) = std::fs::write(&switch, value)
         {
-            warn!(path = %switch.display(), %error, "cannot be switched on");
+            warn!(path = %switch.display(), value, %error, "cannot be written");
         }
     }
     bridge.exists()

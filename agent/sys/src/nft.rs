@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! table ip <name>
+//!   guard        filter, raw     of or to 127.0.0.0/8, and not by way of lo ▶ drop
 //!   prerouting   nat, dstnat     to an address of this node ▶ ports
 //!   output       nat, dstnat     to an address of this node ▶ ports        (for the node's own processes)
 //!   ports        <proto> dport <port> [to <address>] ▶ dnat to the Pod
@@ -9,6 +10,9 @@
 //!                                a Pod to itself or another through a port of the node ▶ masquerade
 //!                                127.0.0.0/8 to a Pod ▶ masquerade
 //! ```
+//!
+//! A bridge that passes on what 127.0.0.0/8 sends would let Pods that write packets of their own reach what listens on
+//! the node's loopback only; the guard stands before all of it.
 //!
 //! Always holds: the table is ours alone and is replaced whole, in one transaction: no packet meets half of it. Nothing of
 //! other tables is read or changed. Source of numbers and layouts: `linux/netfilter/nf_tables.h`, nfnetlink(7).
@@ -143,12 +147,18 @@ const DESTINATION: u32 = 16;
 const EQUAL: u32 = 0;
 const UNEQUAL: u32 = 1;
 
-/// Hooks and their priorities (`NF_INET_*`, `NF_IP_PRI_NAT_*`).
-const CHAINS: [(&str, u32, i32); 3] = [
-    ("prerouting", 0, -100),
-    ("output", 3, -100),
-    ("postrouting", 4, 100),
+/// Kinds of chains, their hooks and priorities (`NF_INET_*`, `NF_IP_PRI_RAW`, `NF_IP_PRI_NAT_*`).
+const CHAINS: [(&str, Hook); 4] = [
+    ("guard", ("filter", 0, -300)),
+    ("prerouting", ("nat", 0, -100)),
+    ("output", ("nat", 3, -100)),
+    ("postrouting", ("nat", 4, 100)),
 ];
+
+type Hook = (&'static str, u32, i32);
+
+/// Addresses that no packet on a wire has.
+const LOOPBACK: (Ipv4Addr, u8) = (Ipv4Addr::new(127, 0, 0, 0), 8);
 
 fn replace(rules: &Rules) -> (Vec<u8>, u32) {
     let table = rules.table.as_str();
@@ -158,8 +168,16 @@ fn replace(rules: &Rules) -> (Vec<u8>, u32) {
     batch.table(DELETE_TABLE, table);
     batch.table(NEW_TABLE, table);
     batch.chain(table, "ports", None);
-    for (name, hook, priority) in CHAINS {
-        batch.chain(table, name, Some((hook, priority)));
+    for (name, hook) in CHAINS {
+        batch.chain(table, name, Some(hook));
+    }
+    for offset in [SOURCE, DESTINATION] {
+        let rule = [
+            from_outside(),
+            network(offset, LOOPBACK, EQUAL),
+            verdict(DROP, None),
+        ];
+        batch.rule(table, "guard", &rule.concat());
     }
     for name in ["prerouting", "output"] {
         batch.rule(
@@ -168,7 +186,7 @@ fn replace(rules: &Rules) -> (Vec<u8>, u32) {
             &[
                 local_destination(),
                 compare(EQUAL, &RTN_LOCAL.to_ne_bytes()),
-                jump("ports"),
+                verdict(JUMP, Some("ports")),
             ]
             .concat(),
         );
@@ -186,11 +204,7 @@ fn replace(rules: &Rules) -> (Vec<u8>, u32) {
         masquerade.clone(),
     ];
     let back_in = [from_pods, to_pods.clone(), translated(), masquerade.clone()];
-    let from_self = [
-        network(SOURCE, (Ipv4Addr::new(127, 0, 0, 0), 8), EQUAL),
-        to_pods,
-        masquerade,
-    ];
+    let from_self = [network(SOURCE, LOOPBACK, EQUAL), to_pods, masquerade];
     batch.rule(table, "postrouting", &out.concat());
     batch.rule(table, "postrouting", &back_in.concat());
     batch.rule(table, "postrouting", &from_self.concat());
@@ -198,6 +212,16 @@ fn replace(rules: &Rules) -> (Vec<u8>, u32) {
 }
 
 const RTN_LOCAL: u32 = 2;
+
+/// `meta iifname != "lo"`.
+fn from_outside() -> Vec<u8> {
+    const NAME_OF_INPUT: u32 = 6;
+    let mut name = [0; libc::IFNAMSIZ];
+    name[..2].copy_from_slice(b"lo");
+    let mut out = expression("meta", &[(1, FIRST.into()), (2, NAME_OF_INPUT.into())]);
+    out.extend(compare(UNEQUAL, &name));
+    out
+}
 
 /// `fib daddr type`: what kind of address the destination is to this node.
 fn local_destination() -> Vec<u8> {
@@ -293,10 +317,15 @@ fn immediate(register: u32, value: &[u8]) -> Vec<u8> {
     expression("immediate", &[(1, register.into()), (2, data)])
 }
 
-fn jump(chain: &str) -> Vec<u8> {
-    const JUMP: i32 = -3;
-    let mut verdict = attribute(1, &JUMP.to_be_bytes());
-    verdict.extend(attribute(2, &text(chain)));
+/// `NF_DROP` and `NFT_JUMP`.
+const DROP: i32 = 0;
+const JUMP: i32 = -3;
+
+fn verdict(code: i32, chain: Option<&str>) -> Vec<u8> {
+    let mut verdict = attribute(1, &code.to_be_bytes());
+    if let Some(chain) = chain {
+        verdict.extend(attribute(2, &text(chain)));
+    }
     let data = Value::Nested(nested(2, &verdict));
     expression("immediate", &[(1, VERDICT.into()), (2, data)])
 }
@@ -384,14 +413,14 @@ impl Batch {
         self.ours(message, &attribute(1, &text(name)));
     }
 
-    fn chain(&mut self, table: &str, name: &str, hook: Option<(u32, i32)>) {
+    fn chain(&mut self, table: &str, name: &str, hook: Option<Hook>) {
         let mut body = attribute(1, &text(table));
         body.extend(attribute(3, &text(name)));
-        if let Some((number, priority)) = hook {
+        if let Some((kind, number, priority)) = hook {
             let mut hook = attribute(1, &number.to_be_bytes());
             hook.extend(attribute(2, &priority.to_be_bytes()));
             body.extend(nested(4, &hook));
-            body.extend(attribute(7, &text("nat")));
+            body.extend(attribute(7, &text(kind)));
         }
         self.ours(NEW_CHAIN, &body);
     }
@@ -514,6 +543,11 @@ mod tests {
                 "tcp dport 8080 dnat to 10.88.0.5:80",
                 "udp dport 53 ip daddr 192.0.2.1 dnat to 10.88.0.6:5353",
                 "}",
+                "chain guard {",
+                "type filter hook prerouting priority raw; policy accept;",
+                "iifname != \"lo\" ip saddr 127.0.0.0/8 drop",
+                "iifname != \"lo\" ip daddr 127.0.0.0/8 drop",
+                "}",
                 "chain prerouting {",
                 "type nat hook prerouting priority dstnat; policy accept;",
                 "fib daddr type local jump ports",
@@ -531,5 +565,71 @@ mod tests {
                 "}",
             ]
         );
+    }
+
+    /// A Pod that routes 127.0.0.1 to its gateway, as one with `CAP_NET_ADMIN` can and one with `CAP_NET_RAW` does by hand.
+    #[test]
+    fn the_nodes_loopback_is_its_own() {
+        let ip = |words: &str| {
+            let out = std::process::Command::new("ip")
+                .args(words.split(' '))
+                .output()
+                .unwrap();
+            assert!(out.status.success(), "ip {words}: {out:?}");
+        };
+        let unshare = || nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).unwrap();
+        let route_localnet = |interface: &str| {
+            std::fs::write(format!("/proc/sys/net/ipv4/conf/{interface}/route_localnet"), "1").unwrap();
+        };
+        let node = std::thread::spawn(move || {
+            unshare();
+            let (said, hears) = std::sync::mpsc::channel();
+            let (asks, asked) = std::sync::mpsc::channel::<u16>();
+            let (tells, told) = std::sync::mpsc::channel();
+            let pod = std::thread::spawn(move || {
+                unshare();
+                said.send(nix::unistd::gettid()).unwrap();
+                let mut first = true;
+                for port in asked {
+                    if std::mem::take(&mut first) {
+                        ip("address add 10.88.0.5/16 dev inside");
+                        ip("link set inside up");
+                        // What comes back is taken, as a raw socket takes it.
+                        route_localnet("inside");
+                        ip("route add 127.0.0.1 via 10.88.0.1 dev inside");
+                    }
+                    let to = std::net::SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+                    let patience = std::time::Duration::from_millis(500);
+                    tells
+                        .send(std::net::TcpStream::connect_timeout(&to, patience).is_ok())
+                        .unwrap();
+                }
+            });
+            ip("link set lo up");
+            ip("link add outside type veth peer name inside");
+            ip(&format!("link set inside netns {}", hears.recv().unwrap()));
+            ip("address add 10.88.0.1/16 dev outside");
+            ip("link set outside up");
+            route_localnet("outside");
+            let listener = std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+            let reaches = || {
+                asks.send(listener.local_addr().unwrap().port()).unwrap();
+                told.recv().unwrap()
+            };
+            let open = reaches();
+            let rules = Rules {
+                table: "skiff_test".to_owned(),
+                pods: (Ipv4Addr::new(10, 88, 0, 0), 16),
+                ports: vec![],
+            };
+            apply(&rules).unwrap();
+            let guarded = reaches();
+            drop(asks);
+            pod.join().unwrap();
+            (open, guarded)
+        });
+        let (open, guarded) = node.join().unwrap();
+        assert!(open, "without the table there is nothing to guard against");
+        assert!(!guarded);
     }
 }
