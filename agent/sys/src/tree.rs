@@ -51,21 +51,7 @@ impl Tree {
             set: MOUNT_ATTR_RDONLY,
             ..Attributes::default()
         };
-        self.set(&attributes).doing("make read-only", "mounts")
-    }
-
-    /// How all of it propagates: `MS_PRIVATE`, `MS_SLAVE` or `MS_SHARED`.
-    #[allow(clippy::useless_conversion, reason = "it is shorter on 32-bit systems")]
-    pub(crate) fn propagate(&self, kind: libc::c_ulong) -> Result<()> {
-        let attributes = Attributes {
-            propagation: u64::from(kind),
-            ..Attributes::default()
-        };
-        self.set(&attributes).doing("set the propagation of", "mounts")
-    }
-
-    fn set(&self, attributes: &Attributes) -> io::Result<()> {
-        mount_setattr(self.0.as_raw_fd(), attributes)
+        mount_setattr(self.0.as_raw_fd(), &attributes).doing("make read-only", "mounts")
     }
 
     /// Puts it on a file or directory.

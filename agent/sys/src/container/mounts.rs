@@ -10,6 +10,7 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Component, Path, PathBuf};
 
+use nix::mount::MsFlags;
 use nix::sys::stat::Mode;
 
 use crate::config::{ContainerConfig, Mount, MountKind, Propagation, RecursiveReadOnly};
@@ -33,6 +34,7 @@ struct Copy {
     index: usize,
     tree: Tree,
     is_dir: bool,
+    propagation: Propagation,
 }
 
 impl Staged {
@@ -65,6 +67,16 @@ impl Staged {
                 fs::write(&target, "").doing_path("make", &target)?;
             }
             copy.tree.put(&target)?;
+            // By path, which is ours alone here: mount_setattr(2) would ask for Linux 5.12.
+            let flags = match copy.propagation {
+                Propagation::Private => MsFlags::MS_PRIVATE,
+                Propagation::HostToContainer => MsFlags::MS_SLAVE,
+                // The copy of a shared mount is its peer.
+                Propagation::Bidirectional => continue,
+            };
+            let none = None::<&str>;
+            nix::mount::mount(none, &target, none, MsFlags::MS_REC | flags, none)
+                .doing_path("set the propagation of", &target)?;
         }
         Ok(())
     }
@@ -107,19 +119,18 @@ fn copy(index: usize, mount: &Mount) -> Result<Copy> {
             (Tree::of(&mount.source)?, metadata.is_dir())
         }
     };
-    match mount.propagation {
-        Propagation::Private => tree.propagate(libc::MS_PRIVATE)?,
-        Propagation::HostToContainer => tree.propagate(libc::MS_SLAVE)?,
-        // The copy of a shared mount is its peer.
-        Propagation::Bidirectional => {}
-    }
     if mount.read_only {
         match (mount.recursive_read_only, tree_read_only(mount, &tree)) {
             (RecursiveReadOnly::IfPossible, Err(error)) if error.is(libc::ENOSYS) => {}
             (_, result) => result?,
         }
     }
-    Ok(Copy { index, tree, is_dir })
+    Ok(Copy {
+        index,
+        tree,
+        is_dir,
+        propagation: mount.propagation,
+    })
 }
 
 fn tree_read_only(mount: &Mount, tree: &Tree) -> Result<()> {
