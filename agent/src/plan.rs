@@ -14,7 +14,7 @@ use skiff_sys::{ContainerConfig, Namespaces, Overlay};
 
 #[cfg(test)]
 pub(crate) use mounts::tests as mounts_tests;
-pub(crate) use mounts::{termination_path, volume_path};
+pub(crate) use mounts::{etc_path, files_path, termination_path, volume_path};
 
 use crate::devices::Edits;
 

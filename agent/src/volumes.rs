@@ -23,6 +23,10 @@ pub(crate) use owner::give as give_to_group;
 
 use crate::plan::{self, Facts, Lookup, volume_path};
 
+/// Bytes of the managed `/etc` files and last words of one Pod. What a container writes there counts against this and
+/// not against the tmpfs of all Pods.
+const OWN_FILES: u64 = 256 << 10;
+
 /// Files of a claim whose group is changed while the agent waits; more are changed beside it.
 const OWNED_AT_ONCE: usize = 1024;
 
@@ -52,6 +56,9 @@ pub(crate) fn prepare(
     facts: &Facts<'_>,
     lookup: Lookup<'_>,
 ) -> Result<Vec<Unowned>, String> {
+    mount_once(&plan::files_path(facts.run), |path| {
+        skiff_sys::mount::tmpfs(path, OWN_FILES, 0o755)
+    })?;
     etc::write(pod, facts.hostname, facts.pod_ip, facts.run)?;
     let term = plan::termination_path(facts.run, id);
     last_words(&term).map_err(|error| format!("{}: {error}", term.display()))?;
@@ -172,6 +179,22 @@ pub(crate) fn note_owned(done: &Path) -> Result<(), String> {
 }
 
 /// The empty file that anybody in the container may write its last words to. Those of its earlier attempts were read.
+/// Mounts on a directory, which is made, unless something is mounted there. Gives its real path, and whether it is new.
+fn mount_once(
+    path: &Path,
+    mount: impl FnOnce(&Path) -> skiff_sys::Result<()>,
+) -> Result<(PathBuf, bool), String> {
+    let text = |error: io::Error| format!("{}: {error}", path.display());
+    fs::create_dir_all(path).map_err(text)?;
+    // The kernel lists mounts by their real paths.
+    let path = fs::canonicalize(path).map_err(text)?;
+    let new = !skiff_sys::mount::is_mount_point(&path).map_err(|error| error.to_string())?;
+    if new {
+        mount(&path).map_err(|error| error.to_string())?;
+    }
+    Ok((path, new))
+}
+
 fn last_words(path: &Path) -> io::Result<()> {
     let container = |path: &Path| {
         path.file_name()?

@@ -34,10 +34,22 @@ pub(crate) fn volume_path(volume: &Volume, facts: &Facts<'_>) -> Option<PathBuf>
     })
 }
 
-/// The file on tmpfs that a container finds at its `terminationMessagePath`.
+/// Where the node's own files lie that the Pod's containers may write to: a small tmpfs.
+#[must_use]
+pub(crate) fn files_path(run: &Path) -> PathBuf {
+    run.join("files")
+}
+
+/// The Pod's managed `/etc` files.
+#[must_use]
+pub(crate) fn etc_path(run: &Path) -> PathBuf {
+    files_path(run).join("etc")
+}
+
+/// The file that a container finds at its `terminationMessagePath`.
 #[must_use]
 pub(crate) fn termination_path(run: &Path, id: &str) -> PathBuf {
-    run.join("term").join(id)
+    files_path(run).join("term").join(id)
 }
 
 /// All mounts of a container but the runtime's own.
@@ -51,7 +63,7 @@ pub(super) fn mounts(
     variables: &[(String, String)],
     facts: &Facts<'_>,
 ) -> Result<Vec<Mount>, String> {
-    let etc = facts.run.join("etc");
+    let etc = etc_path(facts.run);
     let file = |source: PathBuf, destination: String, read_only| Mount {
         source,
         destination: PathBuf::from(destination),

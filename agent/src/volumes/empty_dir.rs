@@ -29,16 +29,11 @@ pub(crate) fn on_disk(path: &Path, group: Option<u32>) -> io::Result<()> {
 
 /// A directory with a tmpfs on it; one without is not yet the volume.
 pub(crate) fn in_memory(path: &Path, bytes: u64, group: Option<u32>) -> Result<(), String> {
-    let text = |error: io::Error| format!("{}: {error}", path.display());
-    fs::create_dir_all(path).map_err(text)?;
-    // The kernel lists mounts by their real paths.
-    let path = fs::canonicalize(path).map_err(text)?;
-    let mounted = skiff_sys::mount::is_mount_point(&path).map_err(|error| error.to_string())?;
-    if mounted {
+    let (path, new) = super::mount_once(path, |path| skiff_sys::volume::memory(path, bytes))?;
+    if !new {
         return Ok(());
     }
-    skiff_sys::volume::memory(&path, bytes).map_err(|error| error.to_string())?;
-    own(&path, MODE | 0o1000, group).map_err(text)
+    own(&path, MODE | 0o1000, group).map_err(|error| format!("{}: {error}", path.display()))
 }
 
 fn own(path: &Path, mode: u32, group: Option<u32>) -> io::Result<()> {

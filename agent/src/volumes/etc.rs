@@ -12,7 +12,7 @@ use std::path::Path;
 
 use skiff_protocol::wire::spec::{DnsConfig, DnsPolicy, HostAlias, PodSpec};
 
-use crate::plan::domain;
+use crate::plan::{self, domain};
 
 /// Name servers that a resolver asks.
 const NAMESERVERS: usize = 3;
@@ -32,7 +32,7 @@ const RESOLVED_STUB: &str = "127.0.0.53";
 /// # Errors
 /// When they cannot be written.
 pub(crate) fn write(pod: &PodSpec, name: &str, ip: Option<Ipv4Addr>, run: &Path) -> Result<(), String> {
-    let dir = run.join("etc");
+    let dir = plan::etc_path(run);
     if dir.join("hosts").exists() {
         return Ok(());
     }
@@ -299,7 +299,7 @@ mod tests {
     fn the_files_are_made_once() {
         let dir = tempfile::tempdir().unwrap();
         write(&pod(), "p", Some(Ipv4Addr::new(10, 88, 0, 2)), dir.path()).unwrap();
-        let etc = dir.path().join("etc");
+        let etc = plan::etc_path(dir.path());
         assert_eq!(fs::read_to_string(etc.join("hostname")).unwrap(), "p\n");
         for name in ["hosts", "hostname", "resolv.conf"] {
             let mode = fs::metadata(etc.join(name)).unwrap().permissions().mode();

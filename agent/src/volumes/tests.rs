@@ -16,6 +16,12 @@ struct Node {
     objects: RefCell<BTreeMap<(bool, String), String>>,
 }
 
+impl Drop for Node {
+    fn drop(&mut self) {
+        skiff_sys::mount::unmount_all_under(self.dir.path()).unwrap();
+    }
+}
+
 impl Node {
     fn new() -> Self {
         Self {
@@ -152,11 +158,14 @@ fn a_pod_finds_its_files() {
         ..Default::default()
     };
     let done = node.prepare(&pod);
-    let bounded = fs::write(node.path("run/volumes/memory/big"), vec![0; 2 << 20]).is_err();
+    let bounded = |path: &str| fs::write(node.path(path), vec![0; 2 << 20]).is_err();
+    let bounded = bounded("run/volumes/memory/big") && bounded("run/files/term/c-0");
     let memory = fs::metadata(node.path("run/volumes/memory")).unwrap();
-    skiff_sys::mount::unmount_all_under(node.dir.path()).unwrap();
     assert_eq!(done.unwrap(), []);
-    assert!(bounded, "without a size it is what Pods may use");
+    assert!(
+        bounded,
+        "without a size it is what Pods may use, and last words have theirs"
+    );
     assert_eq!((memory.gid(), memory.mode() & 0o7777), (4242, 0o3777));
     assert_eq!(node.read("run/volumes/cm/k").as_deref(), Some("1"));
     assert_eq!(node.read("run/volumes/s/k").as_deref(), Some("2"));
@@ -165,8 +174,8 @@ fn a_pod_finds_its_files() {
         ("run/volumes/none", 4242, 0o2755),
         ("state/volumes/disk", 4242, 0o2777),
         ("pv/pvc-1", 4242, 0o2777),
-        ("run/term/c-0", 0, 0o666),
-        ("run/etc/hosts", 0, 0o644),
+        ("run/files/term/c-0", 0, 0o666),
+        ("run/files/etc/hosts", 0, 0o644),
     ] {
         let found = fs::metadata(node.path(path)).unwrap();
         assert_eq!((found.gid(), found.mode() & 0o7777), (gid, mode), "{path}");
@@ -268,6 +277,7 @@ fn a_claims_files_are_given_to_the_group_once() {
         node.prepare(&pod).unwrap();
         assert_eq!(gid(&node), 0, "once a Pod and boot");
         // Another Pod, or another boot.
+        skiff_sys::mount::unmount_all_under(&node.path("run")).unwrap();
         fs::remove_dir_all(node.path("run")).unwrap();
         node.prepare(&pod).unwrap();
         assert_eq!(gid(&node), second, "{read_only} {on_mismatch}");
@@ -302,7 +312,7 @@ fn last_words_are_kept_for_one_attempt() {
         ("c-2", "c-1-0 c-2"),
     ] {
         last_words(&plan::termination_path(dir.path(), id)).unwrap();
-        let mut names: Vec<_> = fs::read_dir(dir.path().join("term"))
+        let mut names: Vec<_> = fs::read_dir(dir.path().join("files/term"))
             .unwrap()
             .map(|it| it.unwrap().file_name().into_string().unwrap())
             .collect();

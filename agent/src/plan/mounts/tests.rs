@@ -213,7 +213,7 @@ fn files_of_ours_give_way_and_the_last_words_have_a_place() {
         let all = mounts(&pod, &spec, "c-3", &[], &facts).unwrap();
         let fixed = all
             .iter()
-            .filter(|it| it.read_only && it.source.starts_with("/run/p/etc"));
+            .filter(|it| it.read_only && it.source.starts_with("/run/p/files/etc"));
         let fixed: Vec<_> = fixed.map(|it| it.destination.to_str().unwrap()).collect();
         let etc: &[&str] = if mounted == "/data" {
             &["/etc/hostname", "/etc/resolv.conf"]
