@@ -152,7 +152,7 @@ fn a_pod_with_everything() {
                 "securityContext": {"runAsUser": 1000, "runAsGroup": 3000, "fsGroup": 2000},
             },
         }),
-        &["spec.affinity"],
+        &[],
     );
     let resources = &pod.containers[0].resources;
     assert_eq!(

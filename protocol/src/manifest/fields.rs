@@ -6,6 +6,7 @@
 use super::schema::Shape::{Any, Bool, Int, IntOrString, List, Object, Quantities, Quantity, Str, Strings};
 use super::schema::{Field, later, refused, yes};
 
+mod affinity;
 mod volumes;
 
 /// The schema of a kind.
@@ -103,7 +104,7 @@ static POD_SPEC: [Field; 43] = [
     yes("subdomain", Str),
     yes("setHostnameAsFQDN", Bool),
     yes("hostAliases", List(&Object(&HOST_ALIAS))),
-    later("affinity", Any, &[]),
+    yes("affinity", Object(&affinity::AFFINITY)),
     later("schedulerName", Str, &["\"default-scheduler\"", "\"\""]),
     // Nodes carry no taints yet, so every toleration is already satisfied.
     yes("tolerations", List(&Object(&TOLERATION))),
@@ -115,7 +116,7 @@ static POD_SPEC: [Field; 43] = [
     // There are no Services yet, so there are no links to leave out.
     yes("enableServiceLinks", Bool).noted("there are no Services to link to"),
     later("overhead", Quantities, &[]),
-    later("topologySpreadConstraints", List(&Any), &[]),
+    yes("topologySpreadConstraints", List(&Object(&affinity::SPREAD))),
     refused("os", Any, &["{\"name\":\"linux\"}"]),
     refused("schedulingGates", List(&Any), &[]),
     refused("resourceClaims", List(&Any), &[]),

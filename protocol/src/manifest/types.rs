@@ -75,6 +75,8 @@ manifest! {
         termination_grace_period_seconds: Option<i64>,
         node_selector: BTreeMap<String, String>,
         node_name: String,
+        affinity: Affinity,
+        topology_spread_constraints: Vec<TopologySpreadConstraint>,
         hostname: String,
         subdomain: String,
         #[serde(rename = "setHostnameAsFQDN")]
@@ -95,6 +97,54 @@ manifest! {
         resources: ResourceRequirements,
         security_context: PodSecurityContext,
         init_containers: Vec<Container>,
+    }
+    /// `spec.affinity`.
+    Affinity { node_affinity: NodeAffinity, pod_affinity: PodAffinity, pod_anti_affinity: PodAffinity, }
+    /// `spec.affinity.nodeAffinity`.
+    NodeAffinity {
+        #[serde(rename = "requiredDuringSchedulingIgnoredDuringExecution")]
+        required: Option<NodeSelector>,
+        #[serde(rename = "preferredDuringSchedulingIgnoredDuringExecution")]
+        preferred: Vec<PreferredSchedulingTerm>,
+    }
+    /// `nodeAffinity.requiredDuringSchedulingIgnoredDuringExecution`.
+    NodeSelector { node_selector_terms: Vec<NodeSelectorTerm>, }
+    /// `nodeAffinity.preferredDuringSchedulingIgnoredDuringExecution[]`.
+    PreferredSchedulingTerm { weight: i64, preference: NodeSelectorTerm, }
+    /// `nodeSelectorTerms[]` and `preference`.
+    NodeSelectorTerm { match_expressions: Vec<SelectorRequirement>, match_fields: Vec<SelectorRequirement>, }
+    /// `matchExpressions[]` of any selector.
+    SelectorRequirement { key: String, operator: String, values: Vec<String>, }
+    /// `spec.affinity.podAffinity` and `podAntiAffinity`.
+    PodAffinity {
+        #[serde(rename = "requiredDuringSchedulingIgnoredDuringExecution")]
+        required: Vec<PodAffinityTerm>,
+        #[serde(rename = "preferredDuringSchedulingIgnoredDuringExecution")]
+        preferred: Vec<WeightedPodAffinityTerm>,
+    }
+    /// `podAffinity.preferredDuringSchedulingIgnoredDuringExecution[]`.
+    WeightedPodAffinityTerm { weight: i64, pod_affinity_term: PodAffinityTerm, }
+    /// `podAffinity.requiredDuringSchedulingIgnoredDuringExecution[]`.
+    PodAffinityTerm {
+        label_selector: Option<LabelSelector>,
+        topology_key: String,
+        namespaces: Vec<String>,
+        namespace_selector: Option<LabelSelector>,
+        match_label_keys: Vec<String>,
+        mismatch_label_keys: Vec<String>,
+    }
+    /// A selector of objects by their labels.
+    LabelSelector { match_labels: BTreeMap<String, String>, match_expressions: Vec<SelectorRequirement>, }
+    /// `spec.topologySpreadConstraints[]`.
+    TopologySpreadConstraint {
+        max_skew: i64,
+        topology_key: String,
+        when_unsatisfiable: String,
+        label_selector: Option<LabelSelector>,
+        min_domains: Option<i64>,
+        node_affinity_policy: Option<String>,
+        node_taints_policy: Option<String>,
+        match_label_keys: Vec<String>,
     }
     /// `spec.hostAliases[]`.
     HostAlias { ip: String, hostnames: Vec<String>, }

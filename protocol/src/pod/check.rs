@@ -12,6 +12,7 @@ use crate::limits;
 use crate::manifest::Cause;
 use crate::wire::spec::{Container, EnvValue, PodSpec, Port};
 
+pub(super) mod affinity;
 mod lifecycle;
 mod network;
 mod security;

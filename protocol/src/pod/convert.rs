@@ -150,6 +150,8 @@ impl Convert {
                 .push(Cause::invalid("spec.nodeName", &spec.node_name, why));
         }
         check::labels("spec.nodeSelector", &spec.node_selector, &mut self.causes);
+        check::affinity::affinity(&spec.affinity, &mut self.causes);
+        check::affinity::spread(&spec.topology_spread_constraints, &mut self.causes);
     }
 
     fn seconds(&mut self, field: &str, value: Option<i64>) -> u32 {
