@@ -7,6 +7,8 @@
 //! What always holds: a Pod that names its node is never touched; a binding is written over the very version it was
 //! decided on or not at all; what was bound counts against its node at once.
 
+mod affinity;
+mod score;
 mod task;
 mod volumes;
 
@@ -17,6 +19,8 @@ use skiff_protocol::quantity::Quantity;
 
 use crate::api::{self, quantity};
 
+pub use affinity::Neighbours;
+use affinity::{Outlook, Wants};
 pub(crate) use task::run;
 
 /// PersistentVolumes on one node: as many as Pods, so that they never crowd the Pods out of its desired state.
@@ -113,12 +117,13 @@ struct Toleration {
 }
 
 /// What a Pod wants of its node.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Needs {
     /// The sum of its containers' requests, and one Pod.
     pub amount: Amount,
     selector: BTreeMap<String, String>,
     tolerations: Vec<Toleration>,
+    wants: Wants,
     /// What of `skiff_protocol::wire::feature` it asks for.
     features: BTreeSet<&'static str>,
     volumes: Vec<VolumeNeed>,
@@ -154,6 +159,8 @@ pub struct Node {
     unschedulable: bool,
     labels: BTreeMap<String, String>,
     taints: Vec<Taint>,
+    /// Those that would rather not (`PreferNoSchedule`).
+    soft_taints: Vec<Taint>,
     allocatable: Amount,
     features: BTreeSet<String>,
     /// PersistentVolumes that it keeps.
@@ -176,6 +183,7 @@ impl Needs {
                     effect: word(it, "effect"),
                 })
                 .collect(),
+            wants: Wants::of(pod),
             features: api::wanted_features(pod).into_iter().map(|(_, it)| it).collect(),
             volumes: Vec::new(),
         }
@@ -183,6 +191,10 @@ impl Needs {
 }
 
 impl Needs {
+    fn tolerates(&self, taint: &Taint) -> bool {
+        self.tolerations.iter().any(|it| it.covers(taint))
+    }
+
     /// The same, where the Pod's claims let it run.
     fn with(mut self, volumes: Vec<VolumeNeed>) -> Self {
         self.volumes = volumes;
@@ -198,19 +210,19 @@ impl Node {
         let mut conditions = conditions.into_iter().flatten();
         let allocatable = &node["status"]["allocatable"];
         let taints = node["spec"]["taints"].as_array().into_iter().flatten();
+        let taints = taints.map(|it| Taint {
+            key: word(it, "key"),
+            value: word(it, "value"),
+            effect: word(it, "effect"),
+        });
+        let (soft_taints, taints) = taints.partition(|it| it.effect == "PreferNoSchedule");
         Self {
             name: word(&node["metadata"], "name"),
             ready: conditions.any(|it| it["type"] == "Ready" && it["status"] == "True"),
             unschedulable: node["spec"]["unschedulable"] == true,
             labels: strings(&node["metadata"]["labels"]),
-            taints: taints
-                .map(|it| Taint {
-                    key: word(it, "key"),
-                    value: word(it, "value"),
-                    effect: word(it, "effect"),
-                })
-                .filter(|it| it.effect != "PreferNoSchedule")
-                .collect(),
+            taints,
+            soft_taints,
             allocatable: Amount {
                 cpu_milli: quantity(&allocatable["cpu"]).map_or(0, Quantity::milli),
                 memory: quantity(&allocatable["memory"]).map_or(0, Quantity::value),
@@ -231,21 +243,13 @@ impl Node {
         if !self.ready {
             return vec!["node(s) were not ready".into()];
         }
-        if let Some(taint) = self
-            .taints
-            .iter()
-            .find(|taint| !needs.tolerations.iter().any(|it| it.covers(taint)))
-        {
+        if let Some(taint) = self.taints.iter().find(|it| !needs.tolerates(it)) {
             return vec![format!(
                 "node(s) had untolerated taint {{{}: {}}}",
                 taint.key, taint.value
             )];
         }
-        if needs
-            .selector
-            .iter()
-            .any(|(key, value)| self.labels.get(key) != Some(value))
-        {
+        if !self.is_selected(needs) {
             return vec!["node(s) didn't match Pod's node affinity/selector".into()];
         }
         if let Some(feature) = needs.features.iter().find(|it| !self.features.contains(**it)) {
@@ -264,6 +268,32 @@ impl Node {
             return lacks;
         }
         self.against_volumes(needs).into_iter().collect()
+    }
+
+    /// Whether the Pod's own words about nodes mean this one.
+    fn is_selected(&self, needs: &Needs) -> bool {
+        let mut selector = needs.selector.iter();
+        selector.all(|(key, value)| self.labels.get(key) == Some(value)) && needs.wants.takes(self)
+    }
+
+    /// How many of its taints would rather have the Pod elsewhere.
+    fn avoids(&self, needs: &Needs) -> i64 {
+        let taints = self.soft_taints.iter().filter(|it| !needs.tolerates(it));
+        i64::try_from(taints.count()).unwrap_or(i64::MAX)
+    }
+
+    /// What of CPU and memory would be left with the Pod, in hundredths of what there is.
+    fn room(&self, needs: &Needs, used: &Amount) -> i64 {
+        let total = used.plus(&needs.amount);
+        let free = |has: i64, taken: i64| {
+            let left = i128::from(has.saturating_sub(taken).max(0)) * 100 / i128::from(has.max(1));
+            i64::try_from(left).unwrap_or(100)
+        };
+        let (cpu, memory) = (
+            free(self.allocatable.cpu_milli, total.cpu_milli),
+            free(self.allocatable.memory, total.memory),
+        );
+        i64::midpoint(cpu, memory)
     }
 
     /// What there is too little of.
@@ -318,7 +348,7 @@ impl Toleration {
     }
 }
 
-/// The first node by name that the Pod fits on. `used` is what the Pods bound to each node take together.
+/// The best node that the Pod fits on. `used` is what the Pods bound to each node take together.
 ///
 /// # Errors
 /// Why there is none, in the words of Kubernetes' scheduler.
@@ -326,17 +356,33 @@ pub fn place(
     needs: &Needs,
     nodes: &BTreeMap<String, Node>,
     used: &BTreeMap<String, Amount>,
+    neighbours: &Neighbours,
 ) -> Result<String, String> {
+    let outlook = Outlook::of(&needs.wants, neighbours, nodes, |rule, node| {
+        let is_honoured =
+            |policy: &Option<String>, default: bool| policy.as_deref().map_or(default, |it| it == "Honor");
+        (!is_honoured(&rule.node_affinity_policy, true) || node.is_selected(needs))
+            && (!is_honoured(&rule.node_taints_policy, false)
+                || node.taints.iter().all(|it| needs.tolerates(it)))
+    });
+    let nothing = Amount::default();
     let mut reasons: BTreeMap<String, usize> = BTreeMap::new();
+    let mut candidates = Vec::new();
     for (name, node) in nodes {
-        let nothing = Amount::default();
-        let against = node.against(needs, used.get(name).unwrap_or(&nothing));
+        let used = used.get(name).unwrap_or(&nothing);
+        let mut against = node.against(needs, used);
         if against.is_empty() {
-            return Ok(name.clone());
+            against.extend(outlook.against(node));
+        }
+        if against.is_empty() {
+            candidates.push((node, used));
         }
         for reason in against {
             *reasons.entry(reason).or_default() += 1;
         }
+    }
+    if let Some(best) = score::best(needs, &outlook, &candidates) {
+        return Ok(best.name.clone());
     }
     let mut reasons: Vec<String> = reasons
         .iter()

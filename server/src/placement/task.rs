@@ -11,13 +11,14 @@ use serde_json::Value;
 use tokio::sync::watch;
 
 use super::volumes::Volumes;
-use super::{Amount, Needs, Node, place, taken, unplaceable};
+use super::{Amount, Needs, Neighbours, Node, place, strings, taken, unplaceable};
 use crate::api::{self, ApiResult, Seen};
 use crate::events::{Happening, Recorder};
 use crate::store::{Event, EventKind, Key, Object, Scope, Store, StoreError, StoreExt, Watch};
 
 /// What decides about placement. Volumes before Pods, so that a Pod never seems to lack what is there.
-const RESOURCES: [&str; 5] = [
+const RESOURCES: [&str; 6] = [
+    "namespaces",
     "nodes",
     "storageclasses.storage.k8s.io",
     "persistentvolumes",
@@ -33,6 +34,7 @@ struct State {
     nodes: BTreeMap<String, Node>,
     bound: BTreeMap<Key, (String, Amount)>,
     used: BTreeMap<String, Amount>,
+    neighbours: Neighbours,
     /// Oldest first: creationTimestamp, then key.
     waiting: BTreeMap<(String, Key), Arc<Object>>,
     /// Pods that have a node, from whomever, and claims without a volume.
@@ -121,6 +123,11 @@ impl State {
         if self.volumes.take(object, false) {
             return true;
         }
+        if object.key.resource == "namespaces" {
+            let labels = strings(&object.value["metadata"]["labels"]);
+            self.neighbours.namespace(&object.key.name, Some(labels));
+            return true;
+        }
         if object.key.resource == "nodes" {
             let mut node = Node::of(&object.value);
             let before = self.nodes.remove(&object.key.name);
@@ -130,9 +137,10 @@ impl State {
             self.nodes.insert(object.key.name.clone(), node);
             return changed;
         }
-        let freed = self.remove(object);
+        let freed = self.free(object);
         let node = object.value["spec"]["nodeName"].as_str().unwrap_or_default();
         if node.is_empty() {
+            self.neighbours.remove(&object.key);
             if !is_ours(&object.value) {
                 return freed;
             }
@@ -142,19 +150,35 @@ impl State {
         let amount = taken(&object.value);
         let ended = amount == Amount::default();
         self.bind(&object.key, node, amount);
+        let moved = if ended {
+            self.neighbours.remove(&object.key);
+            false
+        } else {
+            self.neighbours.put(&object.key, node, &object.value)
+        };
         let claims = !ended && !api::claims_of(&object.value).is_empty();
         if claims {
             self.unbound.insert(object.key.clone(), object.clone());
         }
-        (freed && ended) || claims
+        (freed && ended) || claims || moved
     }
 
     /// Whether room was freed.
     fn remove(&mut self, object: &Object) -> bool {
+        if object.key.resource == "namespaces" {
+            self.neighbours.namespace(&object.key.name, None);
+            return false;
+        }
         if object.key.resource == "nodes" {
             self.nodes.remove(&object.key.name);
             return false;
         }
+        self.neighbours.remove(&object.key);
+        self.free(object)
+    }
+
+    /// Forgets what the Pod takes; whether it took anything.
+    fn free(&mut self, object: &Object) -> bool {
         self.waiting.remove(&place_in_line(object));
         self.unbound.remove(&object.key);
         let Some((node, amount)) = self.bound.remove(&object.key) else {
@@ -174,10 +198,25 @@ impl State {
 
     async fn place_all(&mut self, store: &dyn Store, events: &Recorder) -> ApiResult<()> {
         self.volumes.count(&mut self.nodes);
+        // One that waits for another's company is older than it, as likely as not.
+        while self.place_waiting(store, events).await? {}
+        let placed: Vec<_> = self.unbound.values().cloned().collect();
+        for pod in placed.iter().filter(|pod| self.volumes.unbound(&pod.value)) {
+            let node = pod.value["spec"]["nodeName"].as_str().unwrap_or_default();
+            self.bind_claims(store, events, pod, node).await?;
+        }
+        Ok(())
+    }
+
+    /// Tries each once; whether one might fit now for the sake of another that was placed.
+    async fn place_waiting(&mut self, store: &dyn Store, events: &Recorder) -> ApiResult<bool> {
         let waiting: Vec<_> = self.waiting.values().cloned().collect();
+        let (mut placed, mut await_others) = (false, false);
         for pod in waiting {
+            let needs = Needs::of(&pod.value);
+            let awaits_others = needs.wants.awaits_others();
             let node = match self.volumes.needs(&pod.value) {
-                Ok(volumes) => place(&Needs::of(&pod.value).with(volumes), &self.nodes, &self.used),
+                Ok(volumes) => place(&needs.with(volumes), &self.nodes, &self.used, &self.neighbours),
                 Err(why) => Err(unplaceable(self.nodes.len(), &why)),
             };
             match node {
@@ -188,17 +227,17 @@ impl State {
                     {
                         self.waiting.remove(&place_in_line(&pod));
                         self.bind(&pod.key, &node, taken(&pod.value));
+                        self.neighbours.put(&pod.key, &node, &pod.value);
+                        placed = true;
                     }
                 }
-                Err(why) => report(store, events, &pod, &why).await?,
+                Err(why) => {
+                    await_others |= awaits_others;
+                    report(store, events, &pod, &why).await?;
+                }
             }
         }
-        let placed: Vec<_> = self.unbound.values().cloned().collect();
-        for pod in placed.iter().filter(|pod| self.volumes.unbound(&pod.value)) {
-            let node = pod.value["spec"]["nodeName"].as_str().unwrap_or_default();
-            self.bind_claims(store, events, pod, node).await?;
-        }
-        Ok(())
+        Ok(placed && await_others)
     }
 
     /// Binds the Pod's claims to volumes of the node; `false` when one changed meanwhile, whose event then brings the

@@ -52,7 +52,7 @@ fn pods_go_where_they_fit_or_hear_why_not() {
             .take(1)
             .map(|name| (name.clone(), on_first.clone()))
             .collect();
-        let got = place(&pod(&spec), &nodes, &used);
+        let got = place(&pod(&spec), &nodes, &used, &Neighbours::default());
         assert_eq!(got.as_deref().map_err(String::as_str), expected, "{spec}");
     };
     check(json!({}), vec![node("b", plain), node("a", plain)], none, Ok("a"));
@@ -216,6 +216,7 @@ fn features_devices_storage_pages_and_ports() {
             &pod(&spec),
             &nodes,
             &BTreeMap::from([("a".to_owned(), used.clone())]),
+            &Neighbours::default(),
         );
         let expected = expected.map_err(|why| format!("0/1 nodes are available: 1 {why}."));
         assert_eq!(got, expected.map(str::to_owned), "{spec}");
@@ -273,7 +274,12 @@ fn claims_bind_pods_to_nodes() {
     let check = |volumes: Vec<VolumeNeed>, kept: usize, expected: Result<&str, &str>| {
         let mut nodes = nodes();
         nodes.values_mut().for_each(|it| it.volumes = kept);
-        let got = place(&pod(&json!({})).with(volumes), &nodes, &BTreeMap::new());
+        let got = place(
+            &pod(&json!({})).with(volumes),
+            &nodes,
+            &BTreeMap::new(),
+            &Neighbours::default(),
+        );
         let expected = expected.map_err(|why| format!("0/2 nodes are available: {why}."));
         assert_eq!(got, expected.map(str::to_owned));
     };

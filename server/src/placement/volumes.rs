@@ -113,4 +113,4 @@ impl Volumes {
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

@@ -178,8 +178,12 @@ fn apply_merges() {
         apply(&pod, false, &["pod updates may not change fields other than"]);
         let mut later = manifest();
         later["metadata"]["name"] = "later".into();
-        later["spec"]["affinity"] = json!({ "podAntiAffinity": {} });
-        apply(&later, true, &["Warning: spec.affinity", "pod/later created"]);
+        later["spec"]["runtimeClassName"] = "kata".into();
+        apply(
+            &later,
+            true,
+            &["Warning: spec.runtimeClassName", "pod/later created"],
+        );
     });
 }
 

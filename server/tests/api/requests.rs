@@ -272,9 +272,9 @@ fn warnings_name_what_is_ignored() {
         "an unknown field is not kept"
     );
     let mut later = pod("b");
-    later["spec"]["affinity"] = json!({ "podAntiAffinity": {} });
+    later["spec"]["runtimeClassName"] = "kata".into();
     let answer = server.call("POST", PODS, &later);
-    assert!(answer.warnings[0].contains("spec.affinity"), "{answer:?}");
+    assert!(answer.warnings[0].contains("spec.runtimeClassName"), "{answer:?}");
     let answer = server.call(
         "PATCH",
         &format!("{PODS}/b"),

@@ -11,7 +11,7 @@ use crate::store::{CreateGuard, SqliteStore, Store, StoreExt};
 
 use super::*;
 
-struct Bed {
+pub(in super::super) struct Bed {
     store: Arc<dyn Store>,
     stop: watch::Sender<bool>,
     _directory: tempfile::TempDir,
@@ -19,7 +19,7 @@ struct Bed {
 
 impl Bed {
     /// A store with two nodes, placement, and the care for volumes.
-    async fn new() -> Self {
+    pub(in super::super) async fn new() -> Self {
         let directory = tempfile::tempdir().unwrap();
         let store: Arc<dyn Store> = Arc::new(
             SqliteStore::open(&directory.path().join("skiff.db"))
@@ -37,7 +37,8 @@ impl Bed {
             _directory: directory,
         };
         for name in ["a", "b"] {
-            let node = json!({ "metadata": { "name": name }, "spec": {}, "status": {
+            let labels = json!({ "kubernetes.io/hostname": name });
+            let node = json!({ "metadata": { "name": name, "labels": labels }, "spec": {}, "status": {
                 "allocatable": { "cpu": "1", "memory": "1Gi", "pods": "10" },
                 "conditions": [{ "type": "Ready", "status": "True" }] } });
             bed.create(&Key::cluster("nodes", name), node).await;
@@ -45,7 +46,7 @@ impl Bed {
         bed
     }
 
-    async fn create(&self, key: &Key, value: Value) {
+    pub(in super::super) async fn create(&self, key: &Key, value: Value) {
         self.store
             .create(key, value, CreateGuard::default())
             .await
@@ -74,7 +75,7 @@ impl Bed {
         key
     }
 
-    async fn delete(&self, key: &Key) {
+    pub(in super::super) async fn delete(&self, key: &Key) {
         let resource = resources::of_key(key).unwrap();
         let options = DeleteOptions {
             grace_seconds: Some(0),
@@ -84,7 +85,12 @@ impl Bed {
     }
 
     /// Waits until the object is as described; nothing stands for its absence.
-    async fn wait(&self, key: &Key, what: &str, is: impl Fn(Option<&Value>) -> bool) -> Value {
+    pub(in super::super) async fn wait(
+        &self,
+        key: &Key,
+        what: &str,
+        is: impl Fn(Option<&Value>) -> bool,
+    ) -> Value {
         let mut last = None;
         for _ in 0..500 {
             last = self.store.get(key).await.unwrap();
