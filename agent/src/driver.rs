@@ -613,7 +613,7 @@ impl Driver {
         let volumes = self.volume_dir();
         let claim = |name: &str| {
             let mut all = self.core.volumes();
-            all.find(|it| it.claim.0 == pod.namespace && it.claim.1 == name)
+            all.find(|it| !it.drop && it.claim.0 == pod.namespace && it.claim.1 == name)
         };
         let facts = Facts {
             node: self.identity.node.as_str(),

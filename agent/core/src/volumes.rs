@@ -1,6 +1,7 @@
 //! Files of volumes that must follow what they are made from, and files that nobody may read any more.
 //!
-//! Always holds: a volume's files are dropped only once it is durably undesired and no Pod that claims it is left.
+//! Always holds: a volume's files are dropped only once the server's word that they shall go is durable, and no Pod that
+//! claims it is left. A volume that is not spoken of any more keeps its files.
 
 use std::collections::BTreeSet;
 
@@ -75,14 +76,14 @@ impl Core {
                 | Record::Remove(key @ (ObjectKey::ConfigMap(..) | ObjectKey::Secret(..))) => {
                     changed.insert(key.clone());
                 }
-                Record::Put(ObjectKey::Volume(name), _) => self.dropping.retain(|it| it.name != *name),
-                Record::Remove(key @ ObjectKey::Volume(name)) => {
-                    if let Some(Object::Volume(last)) = self.object(key)
-                        && last.delete
+                Record::Put(ObjectKey::Volume(name), bytes) => {
+                    self.dropping.retain(|it| it.name != *name);
+                    if let Ok(Object::Volume(volume)) = postcard::from_bytes(bytes)
+                        && volume.drop
                     {
                         self.dropping.push(Dropping {
                             name: name.clone(),
-                            claim: last.claim,
+                            claim: volume.claim,
                         });
                     }
                 }

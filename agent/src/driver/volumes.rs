@@ -262,7 +262,7 @@ impl Driver {
         self.tidy_again();
     }
 
-    /// Removes the files that nobody desires, once no Pod may use them any more.
+    /// Removes the files that are to go, once no Pod may use them any more.
     pub(super) fn tidy_again(&mut self) {
         if !self.volumes.untidy {
             return;
@@ -275,19 +275,26 @@ impl Driver {
         self.volumes.untidy = false;
         match claim::left_over(&self.volume_dir(), &desired) {
             Ok(found) => {
-                for (name, path) in found {
+                for (path, name) in found {
                     self.delete_volume(name, path);
                 }
             }
             Err(error) => error!(%error, "the directory of volumes cannot be read"),
         }
+        let orphans = claim::orphans(&self.volume_dir(), &desired).unwrap_or_default();
+        if !orphans.is_empty() {
+            warn!(
+                ?orphans,
+                "the server knows of no such PersistentVolumes; their files stay"
+            );
+        }
     }
 
-    /// The desired state has changed: keep beside each volume what is to become of it.
+    /// The desired state has changed: keep beside each volume that its files are to go, or not.
     pub(super) fn mark_volumes(&self) {
         let desired: Vec<PersistentVolume> = self.core.volumes().collect();
         if let Err(error) = claim::mark_all(&self.volume_dir(), &desired) {
-            error!(%error, "the reclaim policy of a volume cannot be kept");
+            error!(%error, "what is to become of a volume cannot be kept");
         }
     }
 

@@ -355,7 +355,7 @@ fn persistent_volume() -> PersistentVolume {
         name: text("pvc-1"),
         claim: (text("default"), text("claim")),
         capacity: 1 << 30,
-        delete: true,
+        drop: true,
     }
 }
 

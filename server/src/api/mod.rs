@@ -54,7 +54,7 @@ pub use nodes::{LogError, LogOptions, LogStream, Nodes, PodRef};
 pub(crate) use request::in_time;
 pub use serve::serve;
 pub use status::{ApiError, ApiResult};
-pub(crate) use volumes::{bind_claim, claims_of, fits, holder, volume_of};
+pub(crate) use volumes::{bind_claim, claims_of, drops, fits, holder, volume_dropped, volume_of};
 
 use crate::store::Store;
 

@@ -519,6 +519,8 @@ rows! {
     pods = "" "pods";
     /// The row of Namespaces.
     namespaces = "" "namespaces";
+    /// The row of Nodes.
+    nodes = "" "nodes";
     /// The row of Events.
     events = "" "events";
     /// The row of PersistentVolumeClaims.

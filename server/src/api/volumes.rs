@@ -2,7 +2,8 @@
 //!
 //! ```text
 //!   claim   Pending ──placement binds a Pod that uses it──▶ Bound ──its volume is gone──▶ Lost
-//!   volume  Available ──bound──▶ Bound ──its claim is gone──▶ Released (Retain), or deleted (Delete)
+//!   volume  Available ──bound──▶ Bound ──its claim is gone──▶ Released (Retain), or Terminating (Delete)
+//!           Terminating ──its node has heard that the files are to go, or there is no such node──▶ gone
 //! ```
 //!
 //! What always holds: a claim is bound once and for good; a volume is bound to one claim by its uid; a claim that a
@@ -17,7 +18,7 @@ use serde_json::{Value, json};
 use super::kinds::volume::{
     CLAIM_PROTECTION, CLASS, PROVISIONER, VOLUME_PROTECTION, built_in, node_of, quantity,
 };
-use super::resources::{claims, classes, pods, volumes};
+use super::resources::{claims, classes, nodes, pods, volumes};
 use super::status::{ApiError, ApiResult};
 use super::{DeleteOptions, Happening, delete, metadata, record_event};
 use crate::store::{
@@ -60,6 +61,21 @@ pub(crate) fn holder(volume: &Value) -> Option<(Key, &str)> {
     let reference = &volume["spec"]["claimRef"];
     let text = |field: &str| reference[field].as_str().unwrap_or_default();
     (!text("name").is_empty()).then(|| (claims().key(text("namespace"), text("name")), text("uid")))
+}
+
+/// Whether the node is to remove the volume's files: it is being deleted, its policy says so, and no claim holds it.
+pub(crate) fn drops(volume: &Value) -> bool {
+    metadata::is_deleting(volume)
+        && volume["spec"]["persistentVolumeReclaimPolicy"] == "Delete"
+        && volume["status"]["phase"] != "Bound"
+}
+
+/// The volume's node will remove the files, whatever happens: the object may go.
+pub(crate) async fn volume_dropped(store: &dyn Store, key: &Key) -> Result<(), StoreError> {
+    match store.get(key).await? {
+        Some(volume) if drops(&volume.value) => let_go(store, &volume, VOLUME_PROTECTION).await,
+        _ => Ok(()),
+    }
 }
 
 /// Whether a claim may be bound to this volume.
@@ -108,6 +124,14 @@ pub(crate) async fn bind_claim(store: &dyn Store, key: &Key, node: &str) -> ApiR
     if let Some(volume) = best {
         bind_to(store, &claim, &volume.key, node).await?;
         return Ok(None);
+    }
+    // Who names a volume wants that one.
+    let named = volume_of(&claim.value);
+    if !named.is_empty() {
+        let why = format!(
+            "persistentvolume {named:?} is another claim's, does not fit, or is not of node {node:?}"
+        );
+        return Err(ApiError::conflict_because(claims(), &key.name, &why));
     }
     let volume = provision(store, &claim, node).await?;
     bind_to(store, &claim, &volume, node).await?;
@@ -252,13 +276,13 @@ async fn follow(store: &dyn Store) -> Result<(), Ended> {
     let mut state = State::default();
     let mut watches = Vec::new();
     // Pods first: they only say when to look.
-    for resource in [pods(), claims(), volumes()] {
+    for resource in [pods(), nodes(), claims(), volumes()] {
         let scope = Scope::all(&resource.qualified());
         let (objects, revision) = store.list_all(&scope).await?;
         watches.push(store.watch(scope, Some(revision))?);
         objects.iter().for_each(|object| state.put(object, false));
     }
-    let mut watches: [Watch; 3] = watches.try_into().map_err(|_| StoreError::Closed)?;
+    let mut watches: [Watch; 4] = watches.try_into().map_err(|_| StoreError::Closed)?;
     loop {
         while let Some(key) = state.claims.pop_first() {
             look_at_claim(store, &key).await?;
@@ -266,10 +290,11 @@ async fn follow(store: &dyn Store) -> Result<(), Ended> {
         while let Some(name) = state.volumes.pop_first() {
             look_at_volume(store, &volumes().key("", &name)).await?;
         }
-        let [pods, claims, volumes] = &mut watches;
+        let [pods, nodes, claims, volumes] = &mut watches;
         let event = tokio::select! {
             // Waiting for an event can be cancelled without losing one.
             event = pods.next() => event,
+            event = nodes.next() => event,
             event = claims.next() => event,
             event = volumes.next() => event,
         };
@@ -296,6 +321,12 @@ impl State {
                     let freed = claims_of(value);
                     self.claims
                         .extend(freed.into_iter().filter(|key| self.ending.contains(key)));
+                }
+            }
+            "nodes" => {
+                // What waits for the node to hear of it waits in vain.
+                if gone {
+                    self.volumes.extend(self.held.keys().cloned());
                 }
             }
             "persistentvolumeclaims" => {
@@ -399,8 +430,12 @@ async fn look_at_volume(store: &dyn Store, key: &Key) -> Result<(), Ended> {
         && value["spec"]["persistentVolumeReclaimPolicy"] == "Delete"
         && !metadata::is_deleting(value)
     {
-        set(store, key, |value| status(value)["phase"] = "Released".into()).await?;
-        match delete(store, volumes(), key, &DeleteOptions::default()).await {
+        // This very version: one who changes the policy meanwhile is heard.
+        let options = DeleteOptions {
+            revision: Some(volume.revision),
+            ..DeleteOptions::default()
+        };
+        match delete(store, volumes(), key, &options).await {
             // The event of its mark brings it back here, to be let go.
             Ok(_) => return Ok(()),
             Err(error) if matches!(error.code, 404 | 409) => return Ok(()),
@@ -411,7 +446,16 @@ async fn look_at_volume(store: &dyn Store, key: &Key) -> Result<(), Ended> {
         set(store, key, |value| status(value)["phase"] = phase.into()).await?;
     }
     if metadata::is_deleting(value) && phase != "Bound" {
-        let_go(store, &volume, VOLUME_PROTECTION).await?;
+        let files_stay = value["spec"]["persistentVolumeReclaimPolicy"] != "Delete";
+        let node = node_of(value).map(|node| nodes().key("", node));
+        let is_there = match node {
+            Some(node) => store.get(&node).await?.is_some(),
+            None => false,
+        };
+        // Otherwise the node hears of it first: `volume_dropped`.
+        if files_stay || !is_there {
+            let_go(store, &volume, VOLUME_PROTECTION).await?;
+        }
     }
     Ok(())
 }

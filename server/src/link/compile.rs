@@ -23,7 +23,7 @@ use skiff_protocol::wire::spec::{ConfigData, Object as Wire, ObjectKey, Persiste
 use skiff_protocol::{Digest, limits as bounds, sha256};
 
 use super::limits;
-use crate::api::{holder, node_of, quantity};
+use crate::api::{drops, holder, node_of, quantity};
 use crate::store::{Key, Object};
 
 /// An object as it travels.
@@ -71,6 +71,16 @@ pub(crate) struct NodeState {
     pub(crate) surplus: Vec<Arc<Object>>,
 }
 
+/// A PersistentVolume.
+#[derive(Debug)]
+struct VolumeEntry {
+    /// The node that keeps it.
+    node: String,
+    compiled: Arc<Compiled>,
+    /// Its files are to go.
+    drop: bool,
+}
+
 /// All that desired states are made of.
 #[derive(Debug, Default)]
 pub(crate) struct World {
@@ -79,8 +89,8 @@ pub(crate) struct World {
     of_uid: BTreeMap<Uid, Key>,
     configs: BTreeMap<ConfigKey, Arc<Compiled>>,
     readers: BTreeMap<ConfigKey, BTreeSet<Key>>,
-    /// By name: the node that keeps it, and the volume.
-    volumes: BTreeMap<String, (String, Arc<Compiled>)>,
+    /// By name.
+    volumes: BTreeMap<String, VolumeEntry>,
 }
 
 impl World {
@@ -106,7 +116,7 @@ impl World {
             "secrets" => true,
             "persistentvolumes" => {
                 let gone = self.volumes.remove(&key.name);
-                return gone.into_iter().map(|(node, _)| node).collect();
+                return gone.into_iter().map(|it| it.node).collect();
             }
             _ => return BTreeSet::new(),
         };
@@ -152,12 +162,19 @@ impl World {
             .map(|entry| &entry.object)
     }
 
+    /// The volumes of the node whose files are to go.
+    pub(crate) fn dropping_on(&self, node: &str) -> Vec<Key> {
+        let volumes = self.volumes.iter().filter(|(_, it)| it.drop && it.node == node);
+        let volumes = volumes.map(|(name, _)| Key::cluster("persistentvolumes", name));
+        volumes.collect()
+    }
+
     /// What the node shall have; `announced` is what it was told last.
     pub(crate) fn desired(&self, node: &str, announced: Option<&Index>) -> NodeState {
         let mut state = NodeState::default();
-        // First and all of them: a node removes the files of a volume that it shall no longer have.
-        let volumes = self.volumes.iter().filter(|(_, (keeper, _))| keeper == node);
-        let volumes = volumes.map(|(name, (_, it))| (ObjectKey::Volume(name.clone()), it.clone()));
+        // First and all of them: what a node does not know of it cannot mount, nor remove.
+        let volumes = self.volumes.iter().filter(|(_, it)| it.node == node);
+        let volumes = volumes.map(|(name, it)| (ObjectKey::Volume(name.clone()), it.compiled.clone()));
         state.objects.extend(volumes);
         let entries = self.of_node.get(node).into_iter().flatten();
         let entries = entries.filter_map(|key| self.pods.get(key));
@@ -333,17 +350,16 @@ impl World {
 
     fn put_volume(&mut self, object: &Arc<Object>) -> BTreeSet<String> {
         let before = self.volumes.get(&object.key.name);
-        let Some((node, compiled)) = compile_volume(object) else {
+        let Some(entry) = compile_volume(object) else {
             // Its source and node cannot change, so this is one that was never sent.
             tracing::warn!(object = %object.key, "is no volume of a node");
             return BTreeSet::new();
         };
-        if before.is_some_and(|(keeper, it)| *keeper == node && it.digest == compiled.digest) {
+        if before.is_some_and(|it| it.node == entry.node && it.compiled.digest == entry.compiled.digest) {
             return BTreeSet::new();
         }
-        let mut dirty = BTreeSet::from([node.clone()]);
-        dirty.extend(before.map(|(keeper, _)| keeper.clone()));
-        let entry = (node, Arc::new(compiled));
+        let mut dirty = BTreeSet::from([entry.node.clone()]);
+        dirty.extend(before.map(|it| it.node.clone()));
         self.volumes.insert(object.key.name.clone(), entry);
         dirty
     }
@@ -489,21 +505,23 @@ fn compile_config(secret: bool, object: &Object) -> Result<Compiled, String> {
     })
 }
 
-/// The node that keeps the volume, and the volume as it travels.
-fn compile_volume(object: &Object) -> Option<(String, Compiled)> {
+/// The volume as its node is told of it.
+fn compile_volume(object: &Object) -> Option<VolumeEntry> {
     let value = &object.value;
     let node = node_of(value)?.to_owned();
+    let drop = drops(value);
     let bound = value["status"]["phase"] == "Bound";
-    let claim = holder(value).filter(|_| bound);
+    // While its files are to go, the claim says whose Pods must have ended before.
+    let claim = holder(value).filter(|(_, uid)| bound || (drop && !uid.is_empty()));
     let capacity = quantity(&value["spec"]["capacity"]["storage"]);
     let volume = PersistentVolume {
         name: object.key.name.clone(),
         claim: claim.map_or_else(Default::default, |(key, _)| (key.namespace, key.name)),
         capacity: capacity.map_or(0, |it| it.value().unsigned_abs()),
-        delete: text(value, "/spec/persistentVolumeReclaimPolicy") == "Delete",
+        drop,
     };
-    let compiled = encode(&Wire::Volume(volume)).ok()?;
-    Some((node, compiled))
+    let compiled = Arc::new(encode(&Wire::Volume(volume)).ok()?);
+    Some(VolumeEntry { node, compiled, drop })
 }
 
 fn encode(object: &Wire) -> Result<Compiled, String> {

@@ -352,6 +352,11 @@ impl Node {
         Ok(())
     }
 
+    /// Whether it has, durably, all that it shall have now.
+    pub(crate) fn has_it_all(&self) -> bool {
+        self.applied.is_some_and(|(_, digest)| digest == self.digest)
+    }
+
     /// What has to happen for the node to get what it shall have.
     pub(crate) fn announce(&mut self, sign: &dyn Sign, now: Instant) -> Step {
         let same = self.announced.as_ref().is_some_and(|it| it.digest == self.digest);

@@ -3,7 +3,7 @@
 //! What always holds: one job a node at a time, so that later words never lie under earlier ones; what waits is the
 //! latest of each Pod, so it is bounded by the Pods a node may have; a job that the store failed is done again.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -77,11 +77,17 @@ struct Pending {
     lease: bool,
     host_ip: Option<IpAddr>,
     pods: BTreeMap<Uid, PodWrite>,
+    /// Volumes of which the node has heard that their files are to go.
+    dropped: BTreeSet<Key>,
 }
 
 impl Pending {
     fn is_empty(&self) -> bool {
-        self.info.is_none() && self.liveness.is_none() && !self.lease && self.pods.is_empty()
+        self.info.is_none()
+            && self.liveness.is_none()
+            && !self.lease
+            && self.pods.is_empty()
+            && self.dropped.is_empty()
     }
 
     fn add_pod(&mut self, uid: Uid, newer: PodWrite) {
@@ -97,12 +103,14 @@ impl Pending {
         for (uid, write) in newer.pods {
             self.add_pod(uid, write);
         }
+        self.dropped.extend(newer.dropped);
         Self {
             info: newer.info.or(self.info),
             liveness: newer.liveness.or(self.liveness),
             lease: newer.lease || self.lease,
             host_ip: newer.host_ip.or(self.host_ip),
             pods: self.pods,
+            dropped: self.dropped,
         }
     }
 }
@@ -171,6 +179,11 @@ impl Writes {
                 },
             );
         });
+    }
+
+    /// The node will remove the files of this volume, whatever happens.
+    pub(crate) fn dropped(&mut self, node: &NodeName, volume: &Key) {
+        self.add(node, |pending| drop(pending.dropped.insert(volume.clone())));
     }
 
     /// A Pod of the node cannot run there.
@@ -329,6 +342,14 @@ async fn write(store: &dyn Store, node: &NodeName, pending: Pending) -> Pending 
     {
         // The next renewal comes by itself.
         tracing::warn!(%node, %error, "the node's Lease could not be renewed");
+    }
+    for volume in pending.dropped {
+        if let Err(error) = api::volume_dropped(store, &volume).await {
+            tracing::warn!(%node, %volume, %error, "the volume could not be let go");
+            if again(&error.into()) {
+                failed.dropped.insert(volume);
+            }
+        }
     }
     let host_ip = pending.host_ip;
     let jobs = pending.pods.into_iter().map(|(uid, what)| async move {

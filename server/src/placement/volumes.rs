@@ -85,9 +85,14 @@ impl Volumes {
         }
         let on = |volume: &Arc<Object>| api::node_of(&volume.value).map(|it| VolumeNeed::On(it.to_owned()));
         if !volume.is_empty() {
-            let found = self.volumes.get(volume).and_then(on);
             let why = "node(s) unavailable due to one or more pvc(s) bound to non-existent pv(s)";
-            return found.ok_or_else(|| why.to_owned());
+            let found = self.volumes.get(volume).ok_or(why)?;
+            if claim.value["status"]["phase"] == "Pending" && !api::fits(&found.value, &claim.value) {
+                return Err(format!(
+                    "persistentvolumeclaim {name:?} names persistentvolume {volume:?}, which is another claim's or does not fit"
+                ));
+            }
+            return on(found).ok_or_else(|| why.to_owned());
         }
         // Its own volume was made, and the claim could not be told: that is where it stays.
         let its = |it: &&Arc<Object>| api::holder(&it.value).is_some_and(|(_, uid)| uid == claim.uid);

@@ -54,12 +54,12 @@ fn claims(name: &str) -> PodSpec {
     )
 }
 
-fn volume(delete: bool) -> Object {
+fn volume(drop: bool) -> Object {
     Object::Volume(PersistentVolume {
         name: "pv-1".to_owned(),
         claim: ("default".to_owned(), "data".to_owned()),
         capacity: 1 << 30,
-        delete,
+        drop,
     })
 }
 
@@ -92,22 +92,29 @@ fn mounted_files_follow_their_objects() {
 #[test]
 fn a_volume_goes_when_nobody_uses_it_any_more() {
     check("volumes-drop", |b| {
-        b.desired(&[Object::Pod(claims("web")), volume(true)]);
-        b.run("web");
-        b.note("kept: its reclaim policy says so");
         b.desired(&[Object::Pod(claims("web")), volume(false)]);
+        b.run("web");
+        b.note("not spoken of any more, which says nothing about its files");
         b.desired(&[Object::Pod(claims("web"))]);
         b.note("to go, but the Pod is still there");
         b.desired(&[Object::Pod(claims("web")), volume(true)]);
-        b.desired(&[Object::Pod(claims("web"))]);
-        b.desired(&[]);
+        b.desired(&[volume(true)]);
         b.wait(1);
         b.exited("web/app#0", 137);
         b.removed("web");
-        b.note("wanted again before it went");
-        b.desired(&[volume(true)]);
-        b.hold = true;
+        b.note("gone from the index as well");
         b.desired(&[]);
+        b.note("to go, and then not, before it went");
+        b.desired(&[Object::Pod(claims("next")), volume(false)]);
+        b.run("next");
+        b.desired(&[Object::Pod(claims("next")), volume(true)]);
+        b.desired(&[Object::Pod(claims("next")), volume(false)]);
+        b.desired(&[volume(false)]);
+        b.wait(1);
+        b.exited("next/app#0", 137);
+        b.removed("next");
+        b.hold = true;
+        b.desired(&[volume(true)]);
         b.note("nothing goes before the journal has it");
         b.answer(true);
     });

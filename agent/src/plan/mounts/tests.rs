@@ -31,7 +31,7 @@ fn persistent() -> PersistentVolume {
         name: "pvc-1".into(),
         claim: ("default".into(), "claim".into()),
         capacity: 1,
-        delete: true,
+        drop: false,
     }
 }
 

@@ -149,6 +149,6 @@ pub struct PersistentVolume {
     pub claim: (String, String),
     /// `spec.capacity.storage`, in bytes; what is asked for, not a bound that is enforced.
     pub capacity: u64,
-    /// `spec.persistentVolumeReclaimPolicy: Delete`: its files go when it is no longer desired.
-    pub delete: bool,
+    /// It is being deleted, and `spec.persistentVolumeReclaimPolicy` is `Delete`: its files go once no Pod uses them.
+    pub drop: bool,
 }

@@ -290,15 +290,34 @@ fn a_node_has_its_volumes_and_no_other() {
     assert_eq!(world.put(&volume("v", "a", |_| {})), nodes(&[]), "the same again");
     assert_eq!(world.put(&volume("w", "b", |_| {})), nodes(&["b"]));
     let of = |world: &World, node: &str| decoded(&world.desired(node, None));
-    let expected = |claim: (&str, &str), delete| {
+    let expected = |claim: (&str, &str), drop| {
         Wire::Volume(PersistentVolume {
             name: "v".into(),
             claim: (claim.0.into(), claim.1.into()),
             capacity: 1 << 30,
-            delete,
+            drop,
         })
     };
-    assert_eq!(of(&world, "a"), [expected(("default", "data"), true)]);
+    assert_eq!(of(&world, "a"), [expected(("default", "data"), false)]);
+    let going = |it: &mut Value| it["metadata"]["deletionTimestamp"] = "2026-01-01T00:00:00Z".into();
+    assert_eq!(
+        world.put(&volume("v", "a", going)),
+        nodes(&[]),
+        "bound: its files stay"
+    );
+    assert_eq!(world.dropping_on("a"), []);
+    let going = volume("v", "a", |it| {
+        it["metadata"]["deletionTimestamp"] = "2026-01-01T00:00:00Z".into();
+        it["status"]["phase"] = "Released".into();
+    });
+    assert_eq!(world.put(&going), nodes(&["a"]));
+    assert_eq!(
+        of(&world, "a"),
+        [expected(("default", "data"), true)],
+        "with whose Pods must end first"
+    );
+    assert_eq!(world.dropping_on("a"), [Key::cluster("persistentvolumes", "v")]);
+    assert_eq!(world.dropping_on("b"), []);
     let released = volume("v", "a", |it| {
         it["status"]["phase"] = "Released".into();
         it["spec"]["persistentVolumeReclaimPolicy"] = "Retain".into();

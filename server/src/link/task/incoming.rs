@@ -60,6 +60,7 @@ impl Task {
                     self.counters
                         .count(wrong, topic, &format_args!("generation {generation}"));
                 }
+                self.settle_volumes(name);
                 self.announce(name);
             }
             Up::Status {
@@ -125,7 +126,18 @@ impl Task {
         if let Some(answer) = answer {
             self.send(name, DownKind::Sync, None, &answer);
         }
+        self.settle_volumes(name);
         self.announce(name);
+    }
+
+    /// Lets the volumes go whose files the node is to remove, once it has heard so.
+    fn settle_volumes(&mut self, name: &NodeName) {
+        if !self.node(name).has_it_all() {
+            return;
+        }
+        for volume in self.world.dropping_on(name.as_str()) {
+            self.writes.dropped(name, &volume);
+        }
     }
 
     fn statuses(

@@ -107,6 +107,19 @@ impl Bed {
         self.wait(key, phase, is).await
     }
 
+    /// The volume waits until its node has heard that the files are to go, and then goes.
+    async fn dropped(&self, key: &Key) {
+        self.wait(key, "to be dropped", |it| it.is_some_and(api::drops))
+            .await;
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        assert!(
+            self.store.get(key).await.unwrap().is_some(),
+            "{key} went unheard of"
+        );
+        api::volume_dropped(&*self.store, key).await.unwrap();
+        self.gone(key).await;
+    }
+
     async fn gone(&self, key: &Key) {
         self.wait(key, "gone", |it| it.is_none()).await;
     }
@@ -166,7 +179,7 @@ async fn from_the_first_pod_to_the_last() {
     }
     bed.delete(&pod).await;
     bed.gone(&claim).await;
-    bed.gone(&volume).await;
+    bed.dropped(&volume).await;
     drop(bed.stop);
 }
 
@@ -198,9 +211,69 @@ async fn what_becomes_of_a_volume() {
         volumes.push(volume);
     }
     bed.phase(&volumes[0], "Released").await;
-    bed.gone(&volumes[1]).await;
+    api::volume_dropped(&*bed.store, &volumes[0]).await.unwrap();
+    bed.dropped(&volumes[1]).await;
     bed.delete(&volumes[0]).await;
     bed.gone(&volumes[0]).await;
+}
+
+#[tokio::test]
+async fn a_volume_does_not_wait_for_a_node_that_is_no_more_nor_for_a_policy_that_was_changed() {
+    let bed = Bed::new().await;
+    let mut volumes = Vec::new();
+    for (name, node) in [("one", "a"), ("two", "b")] {
+        let claim = bed.claim(name, "node-local").await;
+        let pod = bed.pod(name, node, name).await;
+        let bound = bed.phase(&claim, "Bound").await;
+        bed.delete(&pod).await;
+        bed.delete(&claim).await;
+        bed.gone(&claim).await;
+        let volume = volume_key(&bound);
+        bed.wait(&volume, "to be dropped", |it| it.is_some_and(api::drops))
+            .await;
+        volumes.push(volume);
+    }
+    bed.delete(&Key::cluster("nodes", "a")).await;
+    bed.gone(&volumes[0]).await;
+    bed.store
+        .update::<_, std::convert::Infallible>(&volumes[1], |volume| {
+            volume["spec"]["persistentVolumeReclaimPolicy"] = "Retain".into();
+            Ok(())
+        })
+        .await
+        .unwrap();
+    bed.gone(&volumes[1]).await;
+}
+
+#[tokio::test]
+async fn a_claim_that_names_a_volume_gets_no_other() {
+    let bed = Bed::new().await;
+    let first = bed.claim("first", "node-local").await;
+    bed.pod("first", "a", "first").await;
+    let volume = volume_key(&bed.phase(&first, "Bound").await);
+    let key = resources::claims().key("default", "second");
+    let mut claim = bed.store.get(&first).await.unwrap().unwrap().value.clone();
+    claim["metadata"] = json!({ "name": "second", "namespace": "default" });
+    claim["spec"]["volumeName"] = volume.name.clone().into();
+    claim["status"] = json!({ "phase": "Pending" });
+    bed.create(&key, claim).await;
+    let pod = bed.pod("second", "", "second").await;
+    let why = format!(
+        "0/2 nodes are available: persistentvolumeclaim \"second\" names persistentvolume {:?}, which is another claim's or \
+         does not fit.",
+        volume.name
+    );
+    bed.refused(&pod, &why).await;
+    assert_eq!(
+        api::bind_claim(&*bed.store, &key, "a").await.unwrap_err().code,
+        409
+    );
+    let all = bed
+        .store
+        .list_all(&crate::store::Scope::all("persistentvolumes"))
+        .await
+        .unwrap();
+    assert_eq!(all.0.len(), 1);
 }
 
 #[tokio::test]
