@@ -183,7 +183,9 @@ impl Writes {
 
     /// The node will remove the files of this volume, whatever happens.
     pub(crate) fn dropped(&mut self, node: &NodeName, volume: &Key) {
-        self.add(node, |pending| drop(pending.dropped.insert(volume.clone())));
+        self.add(node, |pending| {
+            pending.dropped.insert(volume.clone());
+        });
     }
 
     /// A Pod of the node cannot run there.
