@@ -154,6 +154,19 @@ Example:
         #[arg(long)]
         token_only: bool,
     },
+    /// Take a node out of the fleet for good
+    #[command(
+        after_help = "Its certificate and its password open nothing any more, and its Pods count as failed and go. What runs on the
+device goes on until somebody ends it there: `skiff-agent stop`. Under the same name another device, or the
+same one, can join with a new token.
+
+Example:
+  skiff node remove rover-7"
+    )]
+    Remove {
+        /// The node's name
+        name: String,
+    },
     /// List the nodes
     Ls {
         /// More columns

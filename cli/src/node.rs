@@ -1,4 +1,4 @@
-//! `skiff node enrol`: a token, and the one command to run on the device.
+//! `skiff node enrol`: a token, and the one command to run on the device. `skiff node remove`: the end of both.
 
 use http::Method;
 use serde_json::json;
@@ -68,4 +68,28 @@ pub(crate) async fn enrol(target: &Target, name: &str, seconds: u64, token_only:
         );
     }
     Ok(())
+}
+
+/// Takes a node out of the fleet, and its Node object with it.
+pub(crate) async fn remove(target: &Target, name: &str) -> Outcome {
+    let name = NodeName::parse(name)?;
+    let server = target.server().await?;
+    // The membership first: a member that is there would make its Node object anew.
+    let ask = Ask::new(Method::DELETE, format!("/skiff/v1/nodes/{name}"));
+    let was_member = server.json(ask).await?["removed"] == true;
+    let object = Ask::new(Method::DELETE, format!("/api/v1/nodes/{name}"));
+    let was_object = match server.json(object).await {
+        Ok(_) => true,
+        Err(refusal) if refusal.code() == Some(404) => false,
+        Err(refusal) => return Err(refusal.into()),
+    };
+    if !was_member && !was_object {
+        return failed(format!(
+            "no node is named {:?}; `skiff node ls` lists them",
+            name.as_str()
+        ));
+    }
+    let mut out = Out::new();
+    out.line(&format!("node/{name} removed"))?;
+    out.flush()
 }

@@ -90,6 +90,7 @@ fn examples_use_options_that_there_are() {
         &["logs"],
         &["delete"],
         &["node", "enrol"],
+        &["node", "remove"],
         &["image", "import"],
     ] {
         let help = skiff(&[command, &["--help"]].concat(), "").out;
@@ -127,6 +128,12 @@ fn mistakes_that_need_no_server() {
     check(&["logs", "configmap/a"], 1, "", "only a Pod has logs");
     check(
         &["node", "enrol", "Rover 7"],
+        1,
+        "",
+        "node name \"Rover 7\": must be 1 to 23 characters",
+    );
+    check(
+        &["node", "remove", "Rover 7"],
         1,
         "",
         "node name \"Rover 7\": must be 1 to 23 characters",

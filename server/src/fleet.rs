@@ -133,6 +133,10 @@ impl crate::link::Fleet for Fleet {
     fn is_member(&self, node: &NodeName) -> bool {
         self.member(node).is_some()
     }
+
+    fn was_removed(&self, node: &NodeName) -> bool {
+        self.record(node).is_some_and(|member| member.removed)
+    }
 }
 
 impl Credentials for Fleet {

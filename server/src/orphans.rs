@@ -1,7 +1,8 @@
 //! What a node leaves behind when it is no more: its Pods and its Lease (Kubernetes' pod garbage collector).
 //!
-//! A node is no more when it is no member of the fleet and has no Node object: whoever removes it does both, in either
-//! order. Nobody will ever say what became of its Pods, so they count as failed and go.
+//! A node is no more when it was a member of the fleet, was removed from it, and has no Node object: whoever removes it
+//! does both, in either order. Nobody will ever say what became of its Pods, so they count as failed and go. The Pods of a
+//! node that has not joined yet wait for it.
 //!
 //! What always holds: looks at the start, when a Node object goes, and when it is told that a member was removed;
 //! nothing here polls.
@@ -71,8 +72,7 @@ async fn collect(store: &dyn Store, fleet: &dyn Fleet) -> Result<(), StoreError>
     let (nodes, _) = store.list_all(&Scope::all("nodes")).await?;
     let nodes: BTreeSet<&str> = nodes.iter().map(|node| node.key.name.as_str()).collect();
     let is_gone = |name: &str| {
-        let member = NodeName::parse(name).is_ok_and(|name| fleet.is_member(&name));
-        !name.is_empty() && !nodes.contains(name) && !member
+        !nodes.contains(name) && NodeName::parse(name).is_ok_and(|name| fleet.was_removed(&name))
     };
     for pod in pods.iter().filter(|pod| is_gone(node_of(pod))) {
         collect_pod(store, pod).await?;

@@ -50,6 +50,9 @@ pub trait Fleet: Send + Sync {
 
     /// Whether the node has joined, and has not been removed.
     fn is_member(&self, node: &NodeName) -> bool;
+
+    /// Whether the node had joined and was removed since. One that never joined may still come.
+    fn was_removed(&self, node: &NodeName) -> bool;
 }
 
 /// How to reach the broker, and how long to wait for nodes.

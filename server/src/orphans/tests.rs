@@ -8,7 +8,7 @@ use tokio::time::timeout;
 use super::*;
 use crate::store::{CreateGuard, Key, SqliteStore};
 
-/// A fleet whose members have names that begin with `m`.
+/// A fleet whose members have names that begin with `m`; one is still to come.
 struct Members;
 
 impl Fleet for Members {
@@ -18,6 +18,10 @@ impl Fleet for Members {
 
     fn is_member(&self, node: &NodeName) -> bool {
         node.as_str().starts_with('m')
+    }
+
+    fn was_removed(&self, node: &NodeName) -> bool {
+        !self.is_member(node) && node.as_str() != "to-come"
     }
 }
 
@@ -51,6 +55,7 @@ async fn pods_and_leases_go_with_their_node() {
         ("of-object", "n1", json!({})),
         ("of-second", "n2", json!({})),
         ("of-member", "m1", json!({})),
+        ("of-to-come", "to-come", json!({})),
         ("unplaced", "", json!({})),
         ("orphan", "gone", json!({})),
         ("ending", "gone", deleted),
@@ -84,7 +89,14 @@ async fn pods_and_leases_go_with_their_node() {
     // At the start, and nothing else goes.
     until(
         "pods",
-        &["held", "of-member", "of-object", "of-second", "unplaced"],
+        &[
+            "held",
+            "of-member",
+            "of-object",
+            "of-second",
+            "of-to-come",
+            "unplaced",
+        ],
     )
     .await;
     until(lease::RESOURCE, &["m1", "n1"]).await;
@@ -95,13 +107,21 @@ async fn pods_and_leases_go_with_their_node() {
     // When a Node object goes.
     let guard = DeleteGuard::default;
     store.delete(&Key::cluster("nodes", "n1"), guard()).await.unwrap();
-    until("pods", &["held", "of-member", "of-second", "unplaced"]).await;
+    until(
+        "pods",
+        &["held", "of-member", "of-second", "of-to-come", "unplaced"],
+    )
+    .await;
     until(lease::RESOURCE, &["m1"]).await;
     // When it is told so: a Pod that was bound to a node of another name.
     let late = json!({ "spec": { "nodeName": "gone" }, "status": {} });
     put(&*store, pod("late"), late).await;
     removed.notify_one();
-    until("pods", &["held", "of-member", "of-second", "unplaced"]).await;
+    until(
+        "pods",
+        &["held", "of-member", "of-second", "of-to-come", "unplaced"],
+    )
+    .await;
     stop.send(true).unwrap();
     timeout(Duration::from_secs(5), task).await.unwrap().unwrap();
 }

@@ -67,6 +67,14 @@ fn skiff_does_what_kubectl_does() {
         &["numbers"],
     );
     cluster.is_empty();
+    check(
+        &cluster.skiff(&["node", "remove", "rover"]).ok(),
+        &["node/rover removed"],
+    );
+    assert!(!cluster.skiff(&["node", "ls"]).ok().contains("rover"));
+    cluster
+        .skiff(&["node", "remove", "rover"])
+        .fails(1, &["no node is named \"rover\""]);
 }
 
 fn logs_are_followed(cluster: &Cluster) {
