@@ -101,11 +101,12 @@ pub(crate) struct Policy {
 }
 
 /// What a policy can allow.
-pub(crate) const POLICIES: [&str; 5] = [
+pub(crate) const POLICIES: [&str; 6] = [
     feature::HOST_NETWORK,
     feature::HOST_PID,
     feature::HOST_IPC,
     feature::PRIVILEGED,
+    feature::CAPABILITIES,
     feature::HOST_PATH,
 ];
 
@@ -417,7 +418,7 @@ mod tests {
             (
                 "policy.allow = [\"host-netwrok\"]",
                 "policy.allow: \"host-netwrok\" is not one of \"host-network\", \"host-pid\", \"host-ipc\", \
-                 \"privileged\", \"host-path\" (did you mean \"host-network\"?)",
+                 \"privileged\", \"capabilities\", \"host-path\" (did you mean \"host-network\"?)",
             ),
             ("devices = [{}]", "devices[0].name: "),
             ("devices = [{name = \"kubernetes.io/x\"}]", "devices[0].name: "),

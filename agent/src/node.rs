@@ -258,6 +258,10 @@ impl Node {
 /// What the policy allows and the kernel can.
 fn features(config: &Config) -> BTreeSet<String> {
     let mut out = config.policy.allow.clone();
+    // Who may have everything may have a part.
+    if out.contains(feature::PRIVILEGED) {
+        out.insert(feature::CAPABILITIES.to_owned());
+    }
     // `feature::USER_NAMESPACES` is not among them: a node must not promise what its sandboxes refuse.
     let can = [
         (feature::APPARMOR, doctor::apparmor()),
@@ -393,6 +397,16 @@ mod tests {
             [(64 << 10, 1 << 20), (2 << 20, 6 << 20)]
         );
         assert_eq!(hugepages_in(Path::new("/no/such")), []);
+    }
+
+    #[test]
+    fn who_allows_everything_allows_a_part() {
+        let of = |allow: &str| {
+            let config: Config = toml::from_str(&format!("policy.allow = [{allow}]")).unwrap();
+            features(&config).contains(feature::CAPABILITIES)
+        };
+        assert!(of("\"capabilities\"") && of("\"privileged\""));
+        assert!(!of("") && !of("\"host-path\""));
     }
 
     #[tokio::test]

@@ -183,6 +183,15 @@ fn container_features(
     if it.security.privileged {
         ask(true, feature::PRIVILEGED, &field("securityContext.privileged"));
     }
+    if let Some(name) = it
+        .security
+        .add_capabilities
+        .iter()
+        .find(|it| feature::is_uncommon(it))
+    {
+        let name = format!("securityContext.capabilities.add[{name}]");
+        ask(true, feature::CAPABILITIES, &field(&name));
+    }
     if enforced(&it.security.apparmor) {
         ask(true, feature::APPARMOR, &field("securityContext.appArmorProfile"));
     }

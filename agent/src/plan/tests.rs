@@ -113,6 +113,9 @@ fn capabilities_add_and_drop() {
     };
     let default = skiff_sys::default_capabilities();
     assert_eq!(capabilities("", "", "").len(), default.len());
+    // Whoever asks for what everybody has needs no leave, and for anything more does.
+    let common = skiff_protocol::wire::feature::COMMON_CAPABILITIES.map(|it| format!("CAP_{it}"));
+    assert_eq!(default, common);
     assert_eq!(capabilities("", "ALL", ""), Vec::<String>::new());
     assert_eq!(capabilities("NET_ADMIN", "ALL", ""), ["CAP_NET_ADMIN"]);
     assert_eq!(

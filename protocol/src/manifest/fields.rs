@@ -214,7 +214,8 @@ static SECURITY: [Field; 12] = [
     yes("runAsNonRoot", Bool),
     yes("readOnlyRootFilesystem", Bool),
     yes("allowPrivilegeEscalation", Bool),
-    yes("capabilities", Object(&CAPABILITIES)),
+    yes("capabilities", Object(&CAPABILITIES))
+        .noted("beyond those that a container has by default, where the node's policy allows it"),
     yes("privileged", Bool).noted("where the node's policy allows it"),
     yes("seccompProfile", Object(&SECCOMP)).noted("an absent profile means `RuntimeDefault`"),
     yes("procMount", Str).noted("Unmasked needs hostUsers: false"),

@@ -52,6 +52,12 @@ pub(crate) fn wanted(pod: &Value) -> Vec<(String, &'static str)> {
         if security["privileged"] == true {
             out.push((format!("{path}.securityContext.privileged"), feature::PRIVILEGED));
         }
+        let added = security["capabilities"]["add"].as_array().into_iter().flatten();
+        let added = added.enumerate().filter_map(|(at, it)| Some((at, it.as_str()?)));
+        if let Some((at, _)) = added.into_iter().find(|(_, name)| feature::is_uncommon(name)) {
+            let field = format!("{path}.securityContext.capabilities.add[{at}]");
+            out.push((field, feature::CAPABILITIES));
+        }
         apparmor(&format!("{path}.securityContext"), security, &mut out);
         let mounts = container["volumeMounts"]
             .as_array()
@@ -194,7 +200,8 @@ mod tests {
             "volumes": [{ "name": "a", "emptyDir": {} }, { "name": "b", "hostPath": { "path": "/x" } }],
             "initContainers": [{ "securityContext": { "privileged": true } }],
             "containers": [{ "volumeMounts": [{ "recursiveReadOnly": "Enabled" }],
-                "securityContext": { "appArmorProfile": { "type": "Unconfined" } } }],
+                "securityContext": { "appArmorProfile": { "type": "Unconfined" },
+                    "capabilities": { "add": ["CHOWN", "CAP_KILL", "SYS_ADMIN"] } } }],
         } });
         let wanted = wanted(&pod);
         let found: BTreeSet<&str> = wanted.iter().map(|(_, feature)| *feature).collect();
@@ -210,6 +217,7 @@ mod tests {
                 "spec.securityContext.appArmorProfile",
                 "spec.volumes[1].hostPath",
                 "spec.initContainers[0].securityContext.privileged",
+                "spec.containers[0].securityContext.capabilities.add[2]",
                 "spec.containers[0].volumeMounts[0].recursiveReadOnly",
             ]
         );

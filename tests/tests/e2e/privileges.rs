@@ -58,12 +58,20 @@ fn a_node_gives_only_what_its_policy_allows() {
     let mut privileged = shell(IDLE);
     privileged["securityContext"] = json!({ "privileged": true });
     let plain = shell(IDLE);
+    let mut strong = shell(IDLE);
+    strong["securityContext"] = json!({ "capabilities": { "add": ["SYS_MODULE"] } });
     let root = json!({ "volumes": [{ "name": "h", "hostPath": { "path": "/" } }] });
     for (name, container, spec, field) in [
         ("net", &plain, json!({ "hostNetwork": true }), "spec.hostNetwork"),
         ("pid", &plain, json!({ "hostPID": true }), "spec.hostPID"),
         ("ipc", &plain, json!({ "hostIPC": true }), "spec.hostIPC"),
         ("path", &plain, root, "spec.volumes[0].hostPath"),
+        (
+            "caps",
+            &strong,
+            json!({}),
+            "spec.containers[0].securityContext.capabilities.add[0]",
+        ),
         (
             "root",
             &privileged,

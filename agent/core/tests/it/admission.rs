@@ -125,6 +125,9 @@ fn what_does_not_fit_and_what_is_not_allowed() {
             it.containers[0].security.privileged = true;
             it.containers[0].security.allow_privilege_escalation = true;
         }),
+        case("capabilities", |it| {
+            it.containers[0].security.add_capabilities = vec!["CHOWN".into(), "SYS_MODULE".into()];
+        }),
         case("hostPath", |it| {
             let source = VolumeSource::HostPath {
                 path: "/dev".into(),
