@@ -66,7 +66,7 @@ impl Hook {
         &self,
         until: Instant,
         tls: &Tls,
-        shim: &mpsc::Sender<Command>,
+        shim: &mpsc::UnboundedSender<Command>,
     ) -> Result<(), String> {
         let whose = format!(
             "for Container {:?} in Pod {:?} failed",

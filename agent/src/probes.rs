@@ -153,7 +153,7 @@ impl Probes {
         kind: ProbeKind,
         action: Action,
         within: Duration,
-        shim: mpsc::Sender<Command>,
+        shim: mpsc::UnboundedSender<Command>,
     ) {
         let (slots, tls, inputs) = (self.slots.clone(), self.tls.clone(), self.inputs.clone());
         let until = Instant::now() + within;
@@ -173,7 +173,7 @@ impl Probes {
     }
 
     /// Runs a hook for at most `within`; the answer comes as [`Event::HookDone`].
-    pub(crate) fn hook(&self, hook: crate::hooks::Hook, within: Duration, shim: mpsc::Sender<Command>) {
+    pub(crate) fn hook(&self, hook: crate::hooks::Hook, within: Duration, shim: mpsc::UnboundedSender<Command>) {
         let (tls, inputs) = (self.tls.clone(), self.inputs.clone());
         let until = Instant::now() + within;
         tokio::spawn(async move {
@@ -195,7 +195,7 @@ async fn try_once(
     within: Duration,
     until: Instant,
     tls: &Tls,
-    shim: &mpsc::Sender<Command>,
+    shim: &mpsc::UnboundedSender<Command>,
 ) -> ProbeOutcome {
     match action {
         Action::Exec(command) => match exec(shim, container, command, until).await {
@@ -239,7 +239,7 @@ pub(crate) fn timed_out(command: &[String]) -> String {
 /// # Errors
 /// When it could not be run; says nothing about the container.
 pub(crate) async fn exec(
-    shim: &mpsc::Sender<Command>,
+    shim: &mpsc::UnboundedSender<Command>,
     container: &ContainerRef,
     command: &[String],
     until: Instant,
@@ -254,7 +254,7 @@ pub(crate) async fn exec(
     let asked = async {
         // A shim's task that ends, or loses its shim, drops what it was asked.
         let gone = || "the Pod's shim is gone".to_owned();
-        shim.send(request).await.map_err(|_| gone())?;
+        shim.send(request).map_err(|_| gone())?;
         answered.await.unwrap_or_else(|_| Err(gone()))
     };
     timeout_at(until + SHIM_GRACE, asked)

@@ -33,9 +33,6 @@ use observe::{
 use remains::clear;
 pub(crate) use remains::clear_now;
 
-/// Requests that may wait for one Pod: a few for each of its containers.
-const QUEUE: usize = 4 * skiff_protocol::limits::CONTAINERS;
-
 /// How long a shim may take to listen. A cold card reads the binary first.
 const SHIM_START: Duration = Duration::from_secs(20);
 
@@ -154,7 +151,7 @@ fn id_of(container: &ContainerRef) -> String {
 pub(crate) struct Shims {
     place: Place,
     inputs: mpsc::Sender<Input>,
-    tasks: BTreeMap<Uid, mpsc::Sender<Command>>,
+    tasks: BTreeMap<Uid, mpsc::UnboundedSender<Command>>,
 }
 
 impl Shims {
@@ -207,25 +204,27 @@ impl Shims {
         Ok(found)
     }
 
-    /// Passes a command on, to a new task where the Pod has none.
+    /// Passes a command on, to a new task where the Pod has none. A command that was dropped would be waited for for ever,
+    /// so the queue has no bound of its own: the core has few things under way for each container, and no more than one
+    /// question of each kind.
     pub(crate) fn send(&mut self, uid: Uid, command: Command) {
         if !self.tasks.contains_key(&uid) {
             self.spawn(uid, None);
         }
         if let Some(task) = self.tasks.get(&uid)
-            && task.try_send(command).is_err()
+            && task.send(command).is_err()
         {
-            error!(pod = %uid, "the Pod's queue of requests is full; a request is lost");
+            error!(pod = %uid, "the Pod's task has ended; a request is lost");
         }
     }
 
     /// Where commands for a Pod's task go, for those who wait for its answer.
-    pub(crate) fn commands(&mut self, uid: Uid) -> mpsc::Sender<Command> {
+    pub(crate) fn commands(&mut self, uid: Uid) -> mpsc::UnboundedSender<Command> {
         if let Some(task) = self.tasks.get(&uid) {
             return task.clone();
         }
         // Without a task there is no shim, and nobody who would answer.
-        mpsc::channel(1).0
+        mpsc::unbounded_channel().0
     }
 
     /// Keeps what the next agent must know of a container's probes.
@@ -239,7 +238,7 @@ impl Shims {
     }
 
     fn spawn(&mut self, uid: Uid, adopted: Option<(Connection, protocol::State)>) {
-        let (sender, commands) = mpsc::channel(QUEUE);
+        let (sender, commands) = mpsc::unbounded_channel();
         let (connection, state) = adopted.map_or((None, None), |(connection, state)| {
             (Some(connection), Some(state))
         });
@@ -304,7 +303,7 @@ struct Task {
 }
 
 impl Task {
-    async fn run(mut self, mut commands: mpsc::Receiver<Command>) {
+    async fn run(mut self, mut commands: mpsc::UnboundedReceiver<Command>) {
         loop {
             tokio::select! {
                 // Receiving from a channel loses nothing when cancelled.

@@ -28,7 +28,7 @@ async fn run(handler: Handler, executed: Result<Executed, String>, within: Durat
     let none = Hook::of(container.clone(), HookKind::PostStart, &pod, &spec, "127.0.0.1");
     assert!(none.is_none());
     let hook = Hook::of(container, HookKind::PreStop, &pod, &spec, "127.0.0.1").unwrap();
-    let (shim, mut asked) = mpsc::channel(1);
+    let (shim, mut asked) = mpsc::unbounded_channel();
     tokio::spawn(async move {
         let Some(Command::Exec { command, answer, .. }) = asked.recv().await else {
             return;

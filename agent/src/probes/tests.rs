@@ -68,7 +68,7 @@ async fn outcome_with(
     shim: impl Fn(Vec<String>) -> Option<Result<Executed, String>> + Send + 'static,
 ) -> ProbeOutcome {
     let (inputs, mut said) = mpsc::channel(1);
-    let (commands, mut asked) = mpsc::channel(1);
+    let (commands, mut asked) = mpsc::unbounded_channel();
     tokio::spawn(async move {
         let mut kept = Vec::new();
         while let Some(command) = asked.recv().await {
@@ -180,7 +180,7 @@ async fn a_shim_that_does_not_answer_says_nothing() {
 async fn a_task_that_is_gone_says_nothing() {
     let (inputs, mut said) = mpsc::channel(1);
     let action = Action::Exec(vec!["a".to_owned()]);
-    let nobody = mpsc::channel(1).0;
+    let nobody = mpsc::unbounded_channel().0;
     Probes::new(inputs).probe(reference(), ProbeKind::Startup, action, SOON, nobody);
     let Some(Input::Core(event)) = said.recv().await else {
         panic!("no event")
@@ -192,7 +192,7 @@ async fn a_task_that_is_gone_says_nothing() {
 #[tokio::test]
 async fn tries_beyond_the_bound_wait_inside_their_timeout() {
     let (inputs, mut said) = mpsc::channel(1);
-    let (shim, mut asked) = mpsc::channel(2 * AT_ONCE);
+    let (shim, mut asked) = mpsc::unbounded_channel();
     let probes = Probes::new(inputs);
     let within = Duration::from_secs(3);
     for _ in 0..AT_ONCE + 2 {
@@ -320,7 +320,7 @@ fn a_hundred_probes_a_second_cost_little() {
                 headers: Vec::new(),
                 agent: PROBE_AGENT,
             });
-            let nobody = mpsc::channel(1).0;
+            let nobody = mpsc::unbounded_channel().0;
             probes.probe(reference(), ProbeKind::Readiness, action, SOON, nobody);
             while let Ok(Input::Core(event)) = said.try_recv() {
                 let success = ProbeOutcome::Success;
