@@ -17,20 +17,39 @@ use crate::state::PodState;
 /// Reason and message.
 type Refusal = (String, String);
 
+/// What a Pod has of the node when it is looked at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Standing {
+    /// Nothing yet.
+    New,
+    /// A place from before this start of the agent: what the node has of something may not be there yet (a device whose
+    /// description is made at each boot), and must not end it for good.
+    Kept,
+    /// Containers that run: nothing is asked.
+    Running,
+}
+
 /// Why `pod` cannot run beside `others`, as reason and message; `None` when it can.
 pub(crate) fn refuse(
     config: &Config,
     others: &BTreeMap<Uid, PodState>,
     pressure: &Pressure,
     pod: &Pod,
+    standing: Standing,
 ) -> Option<Refusal> {
+    if standing == Standing::Running {
+        return None;
+    }
+    let is_new = standing == Standing::New;
     let others: Vec<&PodState> = others
         .values()
         .filter(|it| it.uid != pod.uid && holds_resources(it))
         .collect();
-    pressed(pressure, pod)
+    is_new
+        .then(|| pressed(pressure, pod))
+        .flatten()
         .or_else(|| lacks_feature(config, pod))
-        .or_else(|| no_room(config, &others, pod))
+        .or_else(|| is_new.then(|| no_room(config, &others, pod)).flatten())
         .or_else(|| port_taken(&others, pod))
 }
 

@@ -11,6 +11,7 @@ use skiff_protocol::wire::desired::Index;
 use skiff_protocol::wire::spec::{Container, Object, ObjectKey, PersistentVolume, PodSpec};
 use skiff_protocol::wire::{self, Hello, NodeInfo, Up};
 
+use crate::admission;
 use crate::desired::{Gathering, Staged};
 use crate::effect::Effect;
 use crate::event::{Event, Pressure};
@@ -178,6 +179,8 @@ impl Core {
                 self.unanswered = None;
             }
             Event::NodeChanged(node) => {
+                // What comes next is measured by what there is now: a device may have come or gone.
+                self.config.extended = node.extended.iter().cloned().collect();
                 self.node = node;
                 if self.linked {
                     self.send(Up::Node(self.node.clone()));
@@ -367,6 +370,13 @@ impl Core {
             Object::Volume(volume) => Some(volume),
             Object::Pod(_) | Object::ConfigMap(_) | Object::Secret(_) => None,
         })
+    }
+
+    /// Whether the Pod has a share of the node: room, devices, ports. One whose work is over and whose containers have ended
+    /// has none, though it is still here.
+    #[must_use]
+    pub fn holds_resources(&self, uid: Uid) -> bool {
+        self.pods.get(&uid).is_some_and(admission::holds_resources)
     }
 
     /// Every Pod with its status, for people.

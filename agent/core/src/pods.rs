@@ -6,7 +6,7 @@ use skiff_protocol::pod::Pod;
 use skiff_protocol::uid::Uid;
 use skiff_protocol::wire::spec::ObjectKey;
 
-use crate::admission;
+use crate::admission::{self, Standing};
 use crate::effect::Effect;
 use crate::event::{ObservedContainer, ObservedPhase, ObservedPod};
 use crate::eviction::Failed;
@@ -34,7 +34,12 @@ impl Core {
         let mut desired: Vec<_> = self.desired_pods().into_iter().collect();
         desired.sort_by_key(|(uid, _)| (!running.contains(uid), came(uid), *uid));
         for (uid, parsed) in desired {
-            self.accept(now, uid, parsed, running.contains(&uid));
+            let standing = if running.contains(&uid) {
+                Standing::Running
+            } else {
+                Standing::Kept
+            };
+            self.accept(now, uid, parsed, standing);
         }
         for found in observed {
             self.adopt(now, found);
@@ -169,7 +174,7 @@ impl Core {
     fn changed(&mut self, now: Now, desired: BTreeMap<Uid, Result<Pod, String>>) {
         for (uid, parsed) in desired {
             match (self.pods.get_mut(&uid), parsed) {
-                (None, parsed) => self.accept(now, uid, parsed, false),
+                (None, parsed) => self.accept(now, uid, parsed, Standing::New),
                 (Some(state), Ok(pod)) => {
                     if state.asked.as_ref().or(state.pod.as_ref()) != Some(&pod) {
                         self.update(now, uid, pod);
@@ -183,8 +188,8 @@ impl Core {
         }
     }
 
-    /// Takes a Pod in; with `admitted` it has its place on this node already.
-    fn accept(&mut self, now: Now, uid: Uid, parsed: Result<Pod, String>, admitted: bool) {
+    /// Takes a Pod in.
+    fn accept(&mut self, now: Now, uid: Uid, parsed: Result<Pod, String>, standing: Standing) {
         let accepted_at = self.durable.accepted.get(&uid).copied().unwrap_or(now.unix);
         let (pod, invalid) = match parsed {
             Ok(pod) => (Some(pod), None),
@@ -199,10 +204,9 @@ impl Core {
         state.rejected = invalid.or_else(|| self.durable.rejected.get(&uid).cloned());
         let failed = self.durable.failed.get(&uid).cloned();
         state.failed = failed.map(|(reason, message)| Failed::recovered(reason, message, now.mono));
-        if admission::holds_resources(&state) && !admitted {
-            let pod = state.pod.as_ref();
-            state.rejected =
-                pod.and_then(|pod| admission::refuse(&self.config, &self.pods, &self.pressure, pod));
+        if admission::holds_resources(&state) {
+            let refuse = |pod| admission::refuse(&self.config, &self.pods, &self.pressure, pod, standing);
+            state.rejected = state.pod.as_ref().and_then(refuse);
             // Failed is for good, also when there is room after the next restart.
             if let Some((reason, message)) = state.rejected.clone() {
                 self.record(now, vec![Record::Rejected(uid, reason, message)]);
@@ -397,7 +401,7 @@ impl Core {
             && !deleted
             && let Some(parsed) = self.desired_pods().remove(&uid)
         {
-            self.accept(now, uid, parsed, false);
+            self.accept(now, uid, parsed, Standing::New);
             self.reconcile(now, uid);
         }
         self.touch(now, uid);

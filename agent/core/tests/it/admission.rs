@@ -2,11 +2,12 @@
 
 use std::fmt::Write as _;
 
-use skiff_core::{Event, Pressure};
+use skiff_core::{Core, Event, Pressure, Recovered};
 use skiff_protocol::wire::spec::{
     AppArmor, HostPathType, Mount, PodSpec, Port, Protocol, RecursiveReadOnly, Resources, Volume,
     VolumeSource,
 };
+use skiff_protocol::wire::{NodeInfo, feature};
 
 use crate::bench::{Bench, compare, container, pod_with, uid};
 
@@ -180,4 +181,44 @@ fn a_node_that_is_short_of_something_takes_no_more() {
         out += &refusals(&mut b, &base(), vec![best_effort(), case("Burstable", small())]);
     }
     compare("admission-pressure", &out);
+}
+
+#[test]
+fn a_place_is_kept_over_a_start_at_which_a_device_is_not_there_yet() {
+    let mut b = Bench::new();
+    b.config.features = [feature::HOST_PID.to_owned()].into();
+    b.core = Core::new(b.config.clone(), Recovered::default());
+    b.observed(Vec::new());
+    let reasons = |b: &Bench| -> Vec<String> {
+        let all = b.core.statuses().filter(|(_, it)| !it.reason.is_empty());
+        all.map(|(_, it)| it.reason.clone()).collect()
+    };
+    let seeing = pod_with("seeing", |it| {
+        it.host_pid = true;
+        it.containers[0].resources.extended = vec![("nvidia.com/gpu".into(), 1)];
+    });
+    // What the node has of devices follows what it finds.
+    let gpus = |count| {
+        Event::NodeChanged(NodeInfo {
+            extended: vec![("nvidia.com/gpu".to_owned(), count)],
+            ..NodeInfo::default()
+        })
+    };
+    b.event("one GPU", gpus(1));
+    b.pods(std::slice::from_ref(&seeing));
+    assert_eq!(reasons(&b), [""; 0]);
+    let late = pod_with("late", |it| {
+        it.containers[0].resources.extended = vec![("nvidia.com/gpu".into(), 1)];
+    });
+    b.pods(&[seeing.clone(), late]);
+    assert_eq!(reasons(&b), ["OutOfnvidia.com/gpu"]);
+    b.pods(std::slice::from_ref(&seeing));
+    // The machine boots, and what describes its devices has not been made yet.
+    assert!(b.config.extended.get("nvidia.com/gpu").is_none());
+    b.restart(Vec::new());
+    assert_eq!(reasons(&b), [""; 0]);
+    // What the node does not allow any more is another matter.
+    b.config.features.clear();
+    b.restart(Vec::new());
+    assert_eq!(reasons(&b), ["PodFeatureUnsupported"]);
 }

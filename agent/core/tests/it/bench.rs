@@ -142,7 +142,7 @@ pub(crate) fn exit(code: i32, finished_at: i64) -> Exit {
 
 pub(crate) struct Bench {
     pub(crate) core: Core,
-    config: Config,
+    pub(crate) config: Config,
     now: u64,
     /// How far the system's clock is ahead, in seconds.
     clock: i64,
