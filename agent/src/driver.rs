@@ -284,7 +284,10 @@ impl Driver {
                     self.latencies.push(micros);
                 }
             }
-            Event::SandboxReady(_) | Event::SandboxFailed(..) => self.network_stale = true,
+            // With its last container a Pod gives its ports back.
+            Event::SandboxReady(_) | Event::SandboxFailed(..) | Event::Exited { .. } => {
+                self.network_stale = true
+            }
             Event::ShimLost(uid) => {
                 self.network_stale = true;
                 self.volumes.let_go(*uid);

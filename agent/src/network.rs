@@ -108,7 +108,10 @@ fn condition(error: &str, ports: &[HostPort]) -> String {
 fn rules(core: &Core, config: &Config) -> anyhow::Result<Rules> {
     let mut ports = BTreeSet::new();
     for (pod, status) in core.statuses() {
-        if let (Some(pod), Ok(to)) = (pod, status.pod_ip.parse()) {
+        // The next Pod of a finished one has its ports, while the finished one is still here.
+        if let (Some(pod), Ok(to)) = (pod, status.pod_ip.parse())
+            && core.holds_resources(status.uid)
+        {
             ports.extend(ports_of(pod, to));
         }
     }

@@ -173,7 +173,12 @@ impl Probes {
     }
 
     /// Runs a hook for at most `within`; the answer comes as [`Event::HookDone`].
-    pub(crate) fn hook(&self, hook: crate::hooks::Hook, within: Duration, shim: mpsc::UnboundedSender<Command>) {
+    pub(crate) fn hook(
+        &self,
+        hook: crate::hooks::Hook,
+        within: Duration,
+        shim: mpsc::UnboundedSender<Command>,
+    ) {
         let (tls, inputs) = (self.tls.clone(), self.inputs.clone());
         let until = Instant::now() + within;
         tokio::spawn(async move {

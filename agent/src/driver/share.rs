@@ -9,7 +9,6 @@ use std::time::Instant;
 use skiff_core::{ContainerRef, Event};
 use skiff_protocol::uid::Uid;
 use skiff_protocol::wire::spec::PodSpec;
-use skiff_protocol::wire::status::{ContainerState, ContainerStatus, Phase};
 use skiff_sys::SandboxConfig;
 use skiff_sys::cgroup::Version;
 
@@ -47,16 +46,7 @@ impl Driver {
         let spec = pod
             .container(&container.name)
             .ok_or("the container is not known")?;
-        let ended = |uid: Uid| {
-            let mut all = self.core.statuses().map(|(_, status)| status);
-            let status = all.find(|it| it.uid == uid);
-            // One that was evicted has failed before its containers have ended.
-            let runs = |it: &ContainerStatus| matches!(it.state, ContainerState::Running { .. });
-            status.is_none_or(|it| {
-                let over = matches!(it.phase, Phase::Succeeded | Phase::Failed);
-                over && !it.containers.iter().chain(&it.init_containers).any(runs)
-            })
-        };
+        let ended = |uid: Uid| !self.core.holds_resources(uid);
         self.node.devices.edits(pod, spec, &ended)
     }
 

@@ -250,6 +250,11 @@ fn ports_of_the_node_lead_to_pods(cluster: &Cluster) {
     let port = skiff_tests::port::free().port();
     let mut container = shell("mkdir /www; echo from the pod > /www/index.html; httpd -f -p 8080 -h /www");
     container["ports"] = json!([{ "containerPort": 8080, "hostPort": port }]);
+    // One that has ended, and is still there, has given it back.
+    let mut over = shell("true");
+    over["ports"] = container["ports"].clone();
+    cluster.apply(&pod("a-former", &over, json!({ "restartPolicy": "Never" })));
+    cluster.phase("a-former", "Succeeded");
     let running = cluster.run(&pod("web", &container, json!({})));
     let address = running["status"]["hostIP"]
         .as_str()
@@ -273,6 +278,7 @@ fn ports_of_the_node_lead_to_pods(cluster: &Cluster) {
     });
     cluster.delete("second");
     cluster.delete("web");
+    cluster.delete("a-former");
     assert!(
         crate::harness::cluster::get("127.0.0.1", port, "/").is_err(),
         "the port leads nowhere any more"
