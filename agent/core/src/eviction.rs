@@ -20,7 +20,7 @@ use crate::event::{Pressure, Usage};
 use crate::machine::{Core, Now};
 use crate::record::Record;
 use crate::requests::{Qos, Requests};
-use crate::state::{Mono, Phase, PodState};
+use crate::state::{Mono, Phase, PodState, Step};
 
 /// The grace of a Pod that is evicted, in milliseconds: a kubelet's for a hard threshold.
 const EVICTION_GRACE: u64 = 1_000;
@@ -182,8 +182,12 @@ impl Core {
             _ => None,
         };
         self.pressure = pressure;
+        // One after another: what the last one had is free with its processes, its disk only with its files.
+        let gives_back = |it: &PodState| {
+            it.any_alive() || (matches!(short, Some(Short::Disk)) && it.removal != Step::Done)
+        };
         let ends = |it: &PodState| {
-            it.failing.is_some() || (it.failed.as_ref().is_some_and(Failed::evicted) && it.any_alive())
+            it.failing.is_some() || (it.failed.as_ref().is_some_and(Failed::evicted) && gives_back(it))
         };
         if let Some(short) = short
             && !self.pods.values().any(ends)

@@ -111,6 +111,17 @@ fn disk_and_processes_have_their_own_use() {
         };
         b.event("disk and pid pressure", Event::Pressure(pressure(true)));
         b.exited("a/app#0", 143);
+        let disk = || Pressure {
+            pids: None,
+            ..pressure(true)
+        };
+        b.event(
+            "disk pressure, while files of the first are there",
+            Event::Pressure(disk()),
+        );
+        b.removed("a");
+        b.event("disk pressure still", Event::Pressure(disk()));
+        b.exited("b/app#0", 143);
         b.event("pid pressure", Event::Pressure(pressure(false)));
     });
 }
