@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use skiff_core::{ContainerRef, Event, HookKind, ObservedPhase, ProbeKind, ProbeOutcome};
 use skiff_protocol::uid::Uid;
-use skiff_protocol::wire::spec::{Container, PodSpec};
+use skiff_protocol::wire::spec::{Container, Object, ObjectKey, PodSpec};
 
 use super::Driver;
 use crate::hooks::Hook;
@@ -119,8 +119,16 @@ impl Driver {
     }
 
     fn last_words(&self, uid: Uid, name: &str, attempt: u32, exit_code: i32) -> String {
-        let spec = self.core.pod(uid).and_then(|(pod, _)| pod.container(name));
-        let from_log = exit_code != 0 && spec.is_some_and(|it| it.termination_message_from_log);
+        let asks = |pod: &PodSpec| pod.container(name).is_some_and(|it| it.termination_message_from_log);
+        // At the start the core has no Pods yet, and what ended while no agent ran is told of all the same.
+        let from_log = match self.core.pod(uid) {
+            Some((pod, _)) => asks(pod),
+            None => match self.core.object(&ObjectKey::Pod(uid)) {
+                Some(Object::Pod(pod)) => asks(&pod),
+                _ => false,
+            },
+        };
+        let from_log = from_log && exit_code != 0;
         last_words::read(&self.place.run_of(uid), name, attempt, from_log)
     }
 }

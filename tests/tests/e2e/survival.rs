@@ -82,9 +82,10 @@ fn containers_outlive_their_agent() {
 
 /// The shim keeps what ended; the agent learns it when it comes back, and acts on it then.
 fn an_exit_while_the_agent_is_away_counts_once(cluster: &mut Cluster) {
-    let script = "trap 'exit 0' TERM; while [ ! -f /stop/now ]; do sleep 0.1; done; exit 7";
+    let script = "trap 'exit 0' TERM; while [ ! -f /stop/now ]; do sleep 0.1; done; echo the last words; exit 7";
     let mut container = shell(script);
     container["volumeMounts"] = json!([{ "name": "stop", "mountPath": "/stop" }]);
+    container["terminationMessagePolicy"] = "FallbackToLogsOnError".into();
     let more = json!({ "restartPolicy": "Never", "volumes": [{ "name": "stop", "emptyDir": {} }] });
     let running = cluster.run(&pod("ends", &container, more));
     let uid = running["metadata"]["uid"].as_str().unwrap().to_owned();
@@ -98,6 +99,7 @@ fn an_exit_while_the_agent_is_away_counts_once(cluster: &mut Cluster) {
     let ended = cluster.phase("ends", "Failed");
     let end = &ended["status"]["containerStatuses"][0]["state"]["terminated"];
     assert_eq!(end["exitCode"], 7, "{ended}");
+    assert_eq!(end["message"], "the last words\n", "{ended}");
 }
 
 #[test]
