@@ -372,6 +372,12 @@ impl Core {
         })
     }
 
+    /// Whether containers of the Pod are to run: it is not to end, was not refused, and has not failed.
+    #[must_use]
+    pub fn lives(&self, uid: Uid) -> bool {
+        self.pods.get(&uid).is_some_and(PodState::lives)
+    }
+
     /// Whether the Pod has a share of the node: room, devices, ports. One whose work is over and whose containers have ended
     /// has none, though it is still here.
     #[must_use]

@@ -189,17 +189,8 @@ impl Driver {
         if self.volumes.held.is_empty() {
             return;
         }
-        let wanted = |it: &ContainerRef| {
-            let pod = self.core.pod(it.pod);
-            pod.is_some_and(|(pod, _)| pod.deletion_grace_seconds.is_none())
-        };
-        let ended: BTreeSet<ContainerRef> = self
-            .volumes
-            .held
-            .iter()
-            .filter(|it| !wanted(it))
-            .cloned()
-            .collect();
+        let held = self.volumes.held.iter();
+        let ended: BTreeSet<ContainerRef> = held.filter(|it| !self.core.lives(it.pod)).cloned().collect();
         let error = StartError::Failed {
             exit_code: 128,
             message: "the Pod was to end before its volumes were there".to_owned(),
