@@ -588,6 +588,13 @@ impl Driver {
             Ok((request, note, signal)) => {
                 self.stop_signals
                     .insert((container.pod, container.name.clone()), signal);
+                // It may start anew because its resources are others, and then the Pod's are too.
+                if container.attempt > 0
+                    && let Some((pod, _)) = self.core.pod(container.pod)
+                {
+                    let limits = plan::limits::pod_limits(pod, &self.limits());
+                    self.shims.send(container.pod, Command::PodLimits(limits));
+                }
                 let command = Command::Run {
                     container: container.clone(),
                     request: Box::new(request),

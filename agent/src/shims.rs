@@ -82,13 +82,17 @@ pub(crate) enum Command {
         /// Who asks; dropped where the shim is lost.
         answer: oneshot::Sender<Result<Executed, String>>,
     },
-    /// Give a running container other limits.
+    /// Give a running container other limits, and the Pod with it.
     Update {
         /// Which.
         container: ContainerRef,
-        /// All of them.
+        /// All of the container's.
         limits: Limits,
+        /// All of the Pod's.
+        pod: Limits,
     },
+    /// Give the Pod these limits, where it has others.
+    PodLimits(Limits),
     /// End everything and remove it.
     Remove,
 }
@@ -270,6 +274,7 @@ enum Pending {
     /// A command in a container, and who waits for its end.
     Exec(oneshot::Sender<Result<Executed, String>>),
     Update(ContainerRef),
+    PodLimits,
     Quiet,
     Shutdown,
 }
@@ -382,10 +387,24 @@ impl Task {
                 until,
                 answer,
             } => self.exec(&container, command, until, answer).await,
-            Command::Update { container, limits } => {
+            Command::PodLimits(pod) => {
                 let body = RequestBody::Update {
-                    container: id_of(&container),
+                    container: None,
+                    limits: Limits::default(),
+                    pod,
+                };
+                // A shim that is gone is told by an event of its own.
+                let _ = self.ask(body, Pending::PodLimits).await;
+            }
+            Command::Update {
+                container,
+                limits,
+                pod,
+            } => {
+                let body = RequestBody::Update {
+                    container: Some(id_of(&container)),
                     limits,
+                    pod,
                 };
                 if self.ask(body, Pending::Update(container.clone())).await.is_err() {
                     let result = Err("the Pod's shim is gone".to_owned());
@@ -592,7 +611,11 @@ impl Task {
                 container,
                 result: result.map(drop).map_err(|error| error.to_string()),
             },
-            (Pending::Quiet | Pending::Shutdown, _) => return,
+            (Pending::PodLimits, Err(error)) => {
+                warn!(pod = %self.uid, %error, "the Pod keeps the limits that it has");
+                return;
+            }
+            (Pending::PodLimits | Pending::Quiet | Pending::Shutdown, _) => return,
         };
         self.tell(event).await;
     }

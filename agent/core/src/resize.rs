@@ -158,8 +158,9 @@ impl Core {
                     cut(&mut message);
                     state.resize = Some(("Error".to_owned(), message));
                 }
-                Ok(()) if state.asked.is_none() => state.resize = None,
-                Ok(()) => {}
+                // What the kernel refused another container is still so.
+                Ok(()) if state.asked.is_some() || state.containers.iter().any(|it| it.resize_again > 0) => {}
+                Ok(()) => state.resize = None,
             }
         }
         self.touch(now, reference.pod);

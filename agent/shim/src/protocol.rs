@@ -63,12 +63,14 @@ pub enum RequestBody {
     Shutdown,
     /// Runs a command in a running container and waits for its end.
     Exec(ExecRequest),
-    /// Gives a running container other limits.
+    /// Gives the Pod other limits, and a running container with it. Answered at once where they are what they were.
     Update {
-        /// The container.
-        container: String,
-        /// All of its limits.
+        /// The container; `None` changes the Pod's only.
+        container: Option<String>,
+        /// All of the container's limits.
         limits: Limits,
+        /// All of the Pod's.
+        pod: Limits,
     },
 }
 
@@ -400,16 +402,23 @@ mod tests {
             &[0, 0, 0, 11, 1, 1, 7, 1, b'a', 1, 1, b'b', 0xac, 2, 10],
         );
         let update = RequestBody::Update {
-            container: "a".into(),
+            container: Some("a".into()),
             limits: Limits {
                 memory_bytes: Some(9),
                 oom_group: true,
                 ..Limits::default()
             },
+            pod: Limits {
+                pids: Some(7),
+                ..Limits::default()
+            },
         };
         check(
             request(1, update),
-            &[0, 0, 0, 17, 1, 1, 8, 1, b'a', 1, 9, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0],
+            &[
+                0, 0, 0, 30, 1, 1, 8, 1, 1, b'a', 1, 9, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 1, 7, 0, 0,
+                0, 0, 0, 0,
+            ],
         );
     }
 

@@ -13,6 +13,7 @@ use crate::output::{Output, Streams};
 use crate::pod::{self, Container, Life};
 use crate::protocol::{ReplyBody, RequestBody, RunRequest, ShimError, State};
 use crate::server::Server;
+use crate::updates::Change;
 use crate::{EXIT_DIR, LOG_DIR, SANDBOX_FILE};
 
 /// Containers of a Pod, exited ones included.
@@ -42,16 +43,22 @@ impl Server {
             RequestBody::State => Ok(Some(ReplyBody::State(self.state()))),
             RequestBody::Shutdown => self.shut_down(asker),
             RequestBody::Exec(request) => self.exec(asker, &request),
-            RequestBody::Update { container, limits } => self.update(asker, container, limits),
+            RequestBody::Update {
+                container,
+                limits,
+                pod,
+            } => self.update(Change {
+                asker,
+                container,
+                limits,
+                pod,
+            }),
         }
     }
 
     fn make_sandbox(&mut self, asker: Asker, config: SandboxConfig) -> Answer {
         if self.sandbox.as_ref() == Some(&config) {
             return Ok(Some(ReplyBody::Done));
-        }
-        if let Some(limits) = self.other_pod_limits(&config) {
-            return self.update_pod(asker, limits);
         }
         let making = self
             .operations
@@ -249,6 +256,7 @@ impl Server {
                 self.tell_stray_exit(&container, pid);
             }
         }
+        self.next_change();
     }
 
     fn finish(&mut self, purpose: Purpose, asker: Asker, outcome: Outcome) -> Answer {

@@ -3,7 +3,7 @@
 //! Always holds: nothing in here waits but the poll; every child is waited for; a client's request is answered exactly
 //! once, if the client is still there; an exit is recorded before it is told.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::fs;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -23,6 +23,7 @@ use crate::connection::{Connection, Disconnected};
 use crate::operation::Operation;
 use crate::pod::{self, Container, Life};
 use crate::protocol::{Event, Request, Stamp, ToClient};
+use crate::updates::Change;
 use crate::{SOCKET_NAME, protocol};
 
 /// Clients at a time: the agent, its successor, and somebody who looks.
@@ -63,6 +64,8 @@ pub(crate) struct Server {
     pub(crate) sandbox: Option<SandboxConfig>,
     pub(crate) containers: BTreeMap<String, Container>,
     pub(crate) operations: Vec<Operation>,
+    /// Changes of limits that wait for the one under way.
+    pub(crate) changes: VecDeque<Change>,
     pub(crate) finished: bool,
     signals: SignalFd,
     listener: UnixListener,
@@ -121,6 +124,7 @@ impl Server {
             sandbox: None,
             containers: BTreeMap::new(),
             operations: Vec::new(),
+            changes: VecDeque::new(),
             finished: false,
             signals,
             listener,

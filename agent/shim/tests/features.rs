@@ -9,6 +9,7 @@ use std::os::unix::fs::symlink;
 use std::path::Path;
 
 use common::{Pod, TIMEOUT};
+use skiff_shim::client::Client;
 use skiff_shim::client::ClientError;
 use skiff_shim::protocol::{RequestBody, ShimError};
 use skiff_sys::cgroup::Version;
@@ -355,31 +356,54 @@ fn limits_change_without_a_restart() {
         let quota = quota.split_ascii_whitespace().next().unwrap().to_owned();
         (read("memory", memory).trim().parse::<u64>().unwrap() >> 20, quota)
     };
-    let update = |limits| RequestBody::Update {
-        container: "app".into(),
-        limits,
+    let update = |memory, quota, pod_memory, pod_quota| RequestBody::Update {
+        container: Some("app".into()),
+        limits: limits(memory, quota),
+        pod: limits(pod_memory, pod_quota),
     };
     let pod_path = pod.sandbox.cgroup.path();
     // Above what the Pod had, and below it again.
-    for (memory, quota, pod_memory, pod_quota) in [(200, 80_000, 264, "110000"), (32, 10_000, 96, "40000")] {
-        pod.call(update(limits(memory, quota))).unwrap();
-        assert_eq!(read(&path), (memory, quota.to_string()));
-        assert_eq!(read(&pod_path), (pod_memory, pod_quota.to_owned()));
+    for (memory, quota, pod_memory, pod_quota) in [(200, 80_000, 264, 110_000), (32, 10_000, 96, 40_000)] {
+        // The second time it is as it is to be.
+        for _ in 0..2 {
+            pod.call(update(memory, quota, pod_memory, pod_quota)).unwrap();
+            assert_eq!(read(&path), (memory, quota.to_string()));
+            assert_eq!(read(&pod_path), (pod_memory, pod_quota.to_string()));
+        }
     }
     assert!(skiff_sys::process::is_alive(started.pid, started.start_time));
     let state = pod.state();
     assert_eq!(state.sandbox.unwrap().cgroup.limits.memory_bytes, Some(96 << 20));
-    // The same sandbox with other limits for the Pod is a change of these.
-    pod.sandbox.cgroup.limits = limits(150, 60_000);
-    pod.call(RequestBody::MakeSandbox(pod.sandbox.clone())).unwrap();
+    // The Pod's alone; and all at once, each in its turn, the one that cannot be among them.
+    let of_pod = |memory, quota| RequestBody::Update {
+        container: None,
+        limits: Limits::default(),
+        pod: limits(memory, quota),
+    };
+    pod.call(of_pod(150, 60_000)).unwrap();
     assert_eq!(read(&pod_path), (150, "60000".to_owned()));
-    let error = pod
-        .call(RequestBody::Update {
-            container: "none".into(),
-            limits: limits(1, 1000),
-        })
-        .unwrap_err();
-    assert!(error.to_string().contains("none"));
+    let nobody = RequestBody::Update {
+        container: Some("none".into()),
+        limits: limits(1, 1000),
+        pod: limits(2, 1000),
+    };
+    let asked = [
+        update(40, 20_000, 160, 70_000),
+        nobody,
+        update(41, 20_000, 161, 70_000),
+        of_pod(170, 70_000),
+    ];
+    let threads = asked.map(|body| {
+        let mut client = Client::connect(&pod.dir).unwrap();
+        std::thread::spawn(move || client.call(body, TIMEOUT).map(drop).map_err(|it| it.to_string()))
+    });
+    let failed: Vec<String> = threads
+        .into_iter()
+        .filter_map(|it| it.join().unwrap().err())
+        .collect();
+    assert!(failed.len() == 1 && failed[0].contains("none"), "{failed:?}");
+    assert!([40, 41].contains(&read(&path).0));
+    assert!([160, 161, 170].contains(&read(&pod_path).0));
     pod.shut_down();
 }
 

@@ -66,13 +66,22 @@ impl Driver {
 
     /// Gives a running container the limits of its present spec.
     pub(super) fn resize(&mut self, container: ContainerRef) -> Option<Event> {
-        let limits = self
-            .spec(&container)
-            .and_then(|(pod, spec)| plan::limits(pod, spec, &self.limits()));
+        let limits = self.spec(&container).and_then(|(pod, spec)| {
+            let node = self.limits();
+            Ok((
+                plan::limits(pod, spec, &node)?,
+                plan::limits::pod_limits(pod, &node),
+            ))
+        });
         match limits {
-            Ok(limits) => {
-                let pod = container.pod;
-                self.shims.send(pod, Command::Update { container, limits });
+            Ok((limits, pod)) => {
+                let uid = container.pod;
+                let command = Command::Update {
+                    container,
+                    limits,
+                    pod,
+                };
+                self.shims.send(uid, command);
                 None
             }
             Err(why) => Some(Event::Resized {
@@ -119,7 +128,10 @@ impl Driver {
     }
 
     fn last_words(&self, uid: Uid, name: &str, attempt: u32, exit_code: i32) -> String {
-        let asks = |pod: &PodSpec| pod.container(name).is_some_and(|it| it.termination_message_from_log);
+        let asks = |pod: &PodSpec| {
+            pod.container(name)
+                .is_some_and(|it| it.termination_message_from_log)
+        };
         // At the start the core has no Pods yet, and what ended while no agent ran is told of all the same.
         let from_log = match self.core.pod(uid) {
             Some((pod, _)) => asks(pod),

@@ -82,7 +82,8 @@ fn containers_outlive_their_agent() {
 
 /// The shim keeps what ended; the agent learns it when it comes back, and acts on it then.
 fn an_exit_while_the_agent_is_away_counts_once(cluster: &mut Cluster) {
-    let script = "trap 'exit 0' TERM; while [ ! -f /stop/now ]; do sleep 0.1; done; echo the last words; exit 7";
+    let script =
+        "trap 'exit 0' TERM; while [ ! -f /stop/now ]; do sleep 0.1; done; echo the last words; exit 7";
     let mut container = shell(script);
     container["volumeMounts"] = json!([{ "name": "stop", "mountPath": "/stop" }]);
     container["terminationMessagePolicy"] = "FallbackToLogsOnError".into();

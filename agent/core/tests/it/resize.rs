@@ -88,6 +88,27 @@ fn what_the_kernel_refuses_is_tried_again() {
 }
 
 #[test]
+fn what_one_container_is_refused_is_not_settled_by_another() {
+    check("resize-error-of-one", |b| {
+        let both = |milli| {
+            let mut pod = cpu("web", milli);
+            let mut side = pod.containers[0].clone();
+            side.name = "side".to_owned();
+            pod.containers.push(side);
+            pod
+        };
+        b.pods(&[both(100)]);
+        b.run("web");
+        b.start("web/side#0");
+        b.pods(&[both(200)]);
+        b.resized("web/app#0", Err("memory.max: device or resource busy"));
+        b.resized("web/side#0", Ok(()));
+        b.wait(60);
+        b.resized("web/app#0", Ok(()));
+    });
+}
+
+#[test]
 fn a_container_that_is_taken_over_is_given_its_resources() {
     check("resize-adopted", |b| {
         let web = cpu("web", 100);
