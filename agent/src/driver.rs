@@ -286,7 +286,7 @@ impl Driver {
             }
             // With its last container a Pod gives its ports back.
             Event::SandboxReady(_) | Event::SandboxFailed(..) | Event::Exited { .. } => {
-                self.network_stale = true
+                self.network_stale = true;
             }
             Event::ShimLost(uid) => {
                 self.network_stale = true;
@@ -593,7 +593,8 @@ impl Driver {
                     && let Some((pod, _)) = self.core.pod(container.pod)
                 {
                     let limits = plan::limits::pod_limits(pod, &self.limits());
-                    self.shims.send(container.pod, Command::PodLimits(limits));
+                    self.shims
+                        .send(container.pod, Command::PodLimits(Box::new(limits)));
                 }
                 let command = Command::Run {
                     container: container.clone(),

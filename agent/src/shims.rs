@@ -87,12 +87,12 @@ pub(crate) enum Command {
         /// Which.
         container: ContainerRef,
         /// All of the container's.
-        limits: Limits,
+        limits: Box<Limits>,
         /// All of the Pod's.
-        pod: Limits,
+        pod: Box<Limits>,
     },
     /// Give the Pod these limits, where it has others.
-    PodLimits(Limits),
+    PodLimits(Box<Limits>),
     /// End everything and remove it.
     Remove,
 }
@@ -391,7 +391,7 @@ impl Task {
                 let body = RequestBody::Update {
                     container: None,
                     limits: Limits::default(),
-                    pod,
+                    pod: *pod,
                 };
                 // A shim that is gone is told by an event of its own.
                 let _ = self.ask(body, Pending::PodLimits).await;
@@ -403,8 +403,8 @@ impl Task {
             } => {
                 let body = RequestBody::Update {
                     container: Some(id_of(&container)),
-                    limits,
-                    pod,
+                    limits: *limits,
+                    pod: *pod,
                 };
                 if self.ask(body, Pending::Update(container.clone())).await.is_err() {
                     let result = Err("the Pod's shim is gone".to_owned());

@@ -26,6 +26,16 @@ pub(crate) use task::run;
 /// PersistentVolumes on one node: as many as Pods, so that they never crowd the Pods out of its desired state.
 const VOLUMES: usize = skiff_protocol::limits::PODS;
 
+/// Conditions under which a node takes no Pod, or (the first) none without requests, and the taints that Kubernetes gives
+/// it then.
+///
+/// Source: Kubernetes documentation, "Node-pressure Eviction" and "Taints and Tolerations".
+const PRESSURES: [(&str, &str); 3] = [
+    ("MemoryPressure", "node.kubernetes.io/memory-pressure"),
+    ("DiskPressure", "node.kubernetes.io/disk-pressure"),
+    ("PIDPressure", "node.kubernetes.io/pid-pressure"),
+];
+
 /// What a Pod takes, or a node gives.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Amount {
@@ -172,8 +182,15 @@ impl Needs {
     #[must_use]
     pub fn of(pod: &Value) -> Self {
         let tolerations = pod["spec"]["tolerations"].as_array().into_iter().flatten();
+        let amount = requests(pod);
+        let promised = amount.cpu_milli > 0 || amount.memory > 0;
+        let of_memory = promised.then(|| Toleration {
+            key: PRESSURES[0].1.to_owned(),
+            exists: true,
+            ..Toleration::default()
+        });
         Self {
-            amount: requests(pod),
+            amount,
             selector: strings(&pod["spec"]["nodeSelector"]),
             tolerations: tolerations
                 .map(|it| Toleration {
@@ -182,6 +199,7 @@ impl Needs {
                     value: word(it, "value"),
                     effect: word(it, "effect"),
                 })
+                .chain(of_memory)
                 .collect(),
             wants: Wants::of(pod),
             features: api::wanted_features(pod).into_iter().map(|(_, it)| it).collect(),
@@ -207,7 +225,15 @@ impl Node {
     #[must_use]
     pub fn of(node: &Value) -> Self {
         let conditions = node["status"]["conditions"].as_array();
-        let mut conditions = conditions.into_iter().flatten();
+        let is_so = |kind: &str| {
+            let mut conditions = conditions.into_iter().flatten();
+            conditions.any(|it| it["type"] == kind && it["status"] == "True")
+        };
+        let pressures = PRESSURES.iter().filter(|it| is_so(it.0)).map(|(_, key)| Taint {
+            key: (*key).to_owned(),
+            value: String::new(),
+            effect: "NoSchedule".to_owned(),
+        });
         let allocatable = &node["status"]["allocatable"];
         let taints = node["spec"]["taints"].as_array().into_iter().flatten();
         let taints = taints.map(|it| Taint {
@@ -215,10 +241,12 @@ impl Node {
             value: word(it, "value"),
             effect: word(it, "effect"),
         });
-        let (soft_taints, taints) = taints.partition(|it| it.effect == "PreferNoSchedule");
+        let (soft_taints, taints) = taints
+            .chain(pressures)
+            .partition(|it| it.effect == "PreferNoSchedule");
         Self {
             name: word(&node["metadata"], "name"),
-            ready: conditions.any(|it| it["type"] == "Ready" && it["status"] == "True"),
+            ready: is_so("Ready"),
             unschedulable: node["spec"]["unschedulable"] == true,
             labels: strings(&node["metadata"]["labels"]),
             taints,

@@ -78,8 +78,8 @@ impl Driver {
                 let uid = container.pod;
                 let command = Command::Update {
                     container,
-                    limits,
-                    pod,
+                    limits: Box::new(limits),
+                    pod: Box::new(pod),
                 };
                 self.shims.send(uid, command);
                 None

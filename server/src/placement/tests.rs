@@ -308,3 +308,33 @@ fn claims_bind_pods_to_nodes() {
     );
     check(vec![any(true, "b")], VOLUMES, Ok("b"));
 }
+
+#[test]
+fn a_node_that_is_short_of_something_takes_no_more() {
+    let short = |kind: &str| {
+        let kind = kind.to_owned();
+        node("a", move |it| {
+            let conditions = it["status"]["conditions"].as_array_mut().unwrap();
+            conditions.insert(0, json!({ "type": kind, "status": "True" }));
+        })
+    };
+    let check = |kind: &str, spec: Value, expected: Result<&str, &str>| {
+        let nodes = BTreeMap::from([short(kind)]);
+        let got = place(&pod(&spec), &nodes, &BTreeMap::new(), &Neighbours::default());
+        let why = |key: &str| {
+            format!(
+                "0/1 nodes are available: 1 node(s) had untolerated taint {{node.kubernetes.io/{key}: }}."
+            )
+        };
+        assert_eq!(got, expected.map(str::to_owned).map_err(why), "{kind} {spec}");
+    };
+    let nothing = json!({ "containers": [{}] });
+    check("DiskPressure", json!({}), Err("disk-pressure"));
+    check("PIDPressure", nothing.clone(), Err("pid-pressure"));
+    check("MemoryPressure", nothing, Err("memory-pressure"));
+    check("MemoryPressure", json!({}), Ok("a"));
+    check("KernelLacks", json!({}), Ok("a"));
+    let tolerates =
+        json!({ "tolerations": [{ "key": "node.kubernetes.io/disk-pressure", "operator": "Exists" }] });
+    check("DiskPressure", tolerates, Ok("a"));
+}
