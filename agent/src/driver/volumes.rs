@@ -5,12 +5,13 @@
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Instant;
 
 use skiff_core::{ContainerRef, Event, StartError};
 use skiff_protocol::uid::Uid;
 use skiff_protocol::wire::spec::{PersistentVolume, VolumeSource};
-use tokio::sync::mpsc;
+use tokio::sync::{Semaphore, mpsc};
 use tracing::{error, info, warn};
 
 use super::Driver;
@@ -30,6 +31,8 @@ pub(crate) struct Volumes {
     /// Volumes whose files are being given to a group.
     owning: BTreeSet<(Uid, String)>,
     answers: (mpsc::Sender<Answer>, mpsc::Receiver<Answer>),
+    /// One piece of work at once: the process has two threads that may wait, and removing a Pod needs the other.
+    one: Arc<Semaphore>,
     /// Whether files that nobody desires may be there still.
     untidy: bool,
 }
@@ -50,6 +53,7 @@ impl Volumes {
             images: ImageVolumes::default(),
             owning: BTreeSet::new(),
             answers: mpsc::channel(ANSWERS),
+            one: Arc::new(Semaphore::new(1)),
             untidy: true,
         }
     }
@@ -72,10 +76,15 @@ impl Volumes {
 
     /// Does work where waiting is allowed, and answers.
     fn work(&self, work: impl FnOnce() -> Answer + Send + 'static) {
-        let sender = self.answers.0.clone();
-        tokio::task::spawn_blocking(move || {
-            // The driver is gone only when the agent ends.
-            let _ = sender.blocking_send(work());
+        let (sender, one) = (self.answers.0.clone(), self.one.clone());
+        tokio::spawn(async move {
+            // The semaphore is never closed.
+            let permit = one.acquire_owned().await;
+            tokio::task::spawn_blocking(move || {
+                let _permit = permit;
+                // The driver is gone only when the agent ends.
+                let _ = sender.blocking_send(work());
+            });
         });
     }
 }

@@ -214,7 +214,7 @@ fn a_place_is_kept_over_a_start_at_which_a_device_is_not_there_yet() {
     assert_eq!(reasons(&b), ["OutOfnvidia.com/gpu"]);
     b.pods(std::slice::from_ref(&seeing));
     // The machine boots, and what describes its devices has not been made yet.
-    assert!(b.config.extended.get("nvidia.com/gpu").is_none());
+    assert!(!b.config.extended.contains_key("nvidia.com/gpu"));
     b.restart(Vec::new());
     assert_eq!(reasons(&b), [""; 0]);
     // What the node does not allow any more is another matter.
