@@ -50,7 +50,10 @@ pub const ITEMS: usize = 64;
 /// Pods on one node: twice a kubelet's default; each costs about 300 KiB.
 pub const PODS: usize = 250;
 
-/// Objects (Pods, ConfigMaps, Secrets) in one node's desired state.
+/// PersistentVolumes of one node: as many as Pods, so that they leave room for what Pods read.
+pub const PERSISTENT_VOLUMES: usize = PODS;
+
+/// Objects (Pods, ConfigMaps, Secrets, PersistentVolumes) in one node's desired state.
 pub const OBJECTS: usize = 1_000;
 
 /// Bytes of all keys and values of one ConfigMap or Secret, as in Kubernetes.

@@ -23,8 +23,8 @@ pub use affinity::Neighbours;
 use affinity::{Outlook, Wants};
 pub(crate) use task::run;
 
-/// PersistentVolumes on one node: as many as Pods, so that they never crowd the Pods out of its desired state.
-const VOLUMES: usize = skiff_protocol::limits::PODS;
+/// A node that has so many PersistentVolumes gets no further one.
+const VOLUMES: usize = skiff_protocol::limits::PERSISTENT_VOLUMES;
 
 /// Conditions under which a node takes no Pod, or (the first) none without requests, and the taints that Kubernetes gives
 /// it then.

@@ -77,6 +77,8 @@ struct VolumeEntry {
     /// The node that keeps it.
     node: String,
     compiled: Arc<Compiled>,
+    /// A claim has it.
+    claimed: bool,
     /// Its files are to go.
     drop: bool,
 }
@@ -172,9 +174,15 @@ impl World {
     /// What the node shall have; `announced` is what it was told last.
     pub(crate) fn desired(&self, node: &str, announced: Option<&Index>) -> NodeState {
         let mut state = NodeState::default();
-        // First and all of them: what a node does not know of it cannot mount, nor remove.
+        // First: what a node does not know of it cannot mount, nor remove. Placement makes no more than the bound; of those
+        // that were made by hand nobody uses the ones that nobody claims.
         let volumes = self.volumes.iter().filter(|(_, it)| it.node == node);
-        let volumes = volumes.map(|(name, it)| (ObjectKey::Volume(name.clone()), it.compiled.clone()));
+        let mut volumes: Vec<_> = volumes.collect();
+        volumes.sort_by_key(|(name, it)| (!it.claimed, *name));
+        volumes.truncate(bounds::PERSISTENT_VOLUMES);
+        let volumes = volumes
+            .into_iter()
+            .map(|(name, it)| (ObjectKey::Volume(name.clone()), it.compiled.clone()));
         state.objects.extend(volumes);
         let entries = self.of_node.get(node).into_iter().flatten();
         let entries = entries.filter_map(|key| self.pods.get(key));
@@ -513,6 +521,7 @@ fn compile_volume(object: &Object) -> Option<VolumeEntry> {
     let bound = value["status"]["phase"] == "Bound";
     // While its files are to go, the claim says whose Pods must have ended before.
     let claim = holder(value).filter(|(_, uid)| bound || (drop && !uid.is_empty()));
+    let claimed = claim.is_some();
     let capacity = quantity(&value["spec"]["capacity"]["storage"]);
     let volume = PersistentVolume {
         name: object.key.name.clone(),
@@ -521,7 +530,12 @@ fn compile_volume(object: &Object) -> Option<VolumeEntry> {
         drop,
     };
     let compiled = Arc::new(encode(&Wire::Volume(volume)).ok()?);
-    Some(VolumeEntry { node, compiled, drop })
+    Some(VolumeEntry {
+        node,
+        compiled,
+        claimed,
+        drop,
+    })
 }
 
 fn encode(object: &Wire) -> Result<Compiled, String> {

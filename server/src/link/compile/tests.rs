@@ -331,7 +331,7 @@ fn a_node_has_its_volumes_and_no_other() {
 }
 
 #[test]
-fn volumes_are_not_crowded_out_by_pods() {
+fn volumes_and_pods_leave_each_other_room() {
     let mut world = World::default();
     let volume = json!({ "metadata": {}, "spec": { "nodeAffinity": { "required": { "nodeSelectorTerms": [
         { "matchExpressions": [{ "key": "kubernetes.io/hostname", "operator": "In", "values": ["a"] }] } ] } } } });
@@ -342,6 +342,17 @@ fn volumes_are_not_crowded_out_by_pods() {
         world.put(&Arc::new(Object { key, ..object }));
     }
     world.put(&pod("web", 1, |_| {}));
+    // One that is claimed has its place, whatever its name.
+    let mut claimed = volume.clone();
+    claimed["spec"]["claimRef"] = json!({ "namespace": "default", "name": "data", "uid": "u" });
+    claimed["status"] = json!({ "phase": "Bound" });
+    let object = Arc::try_unwrap(object("persistentvolumes", "zzz", 9, claimed)).unwrap();
+    let key = Key::cluster("persistentvolumes", "zzz");
+    world.put(&Arc::new(Object { key, ..object }));
     let state = world.desired("a", None);
-    assert_eq!((state.objects.len(), state.refused.len()), (bounds::OBJECTS, 1));
+    assert_eq!(
+        (state.objects.len(), state.refused.len()),
+        (bounds::PERSISTENT_VOLUMES + 1, 0)
+    );
+    assert!(state.objects.contains_key(&ObjectKey::Volume("zzz".into())));
 }
