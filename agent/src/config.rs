@@ -402,6 +402,22 @@ mod tests {
     use super::*;
 
     #[test]
+    fn the_readme_shows_the_defaults_and_devices_that_can_be() {
+        let readme = include_str!("../../README.md");
+        let mut blocks = readme.split("```toml\n").skip(1);
+        let mut next = || -> Config {
+            let (text, _) = blocks.next().unwrap().split_once("```").unwrap();
+            let config: Config = toml::from_str(text).unwrap();
+            config.check().unwrap();
+            config
+        };
+        assert_eq!(format!("{:?}", next()), format!("{:?}", Config::default()));
+        let with_devices = next();
+        assert_eq!(with_devices.devices.len(), 2);
+        assert!(with_devices.policy.allow.is_empty());
+    }
+
+    #[test]
     fn what_is_out_of_bounds_is_named() {
         for (text, expected) in [
             ("cgroup = \"a/b\"", "cgroup: "),
