@@ -106,8 +106,8 @@ static POD_SPEC: [Field; 43] = [
     yes("hostAliases", List(&Object(&HOST_ALIAS))),
     yes("affinity", Object(&affinity::AFFINITY)),
     later("schedulerName", Str, &["\"default-scheduler\"", "\"\""]),
-    // Nodes carry no taints yet, so every toleration is already satisfied.
-    yes("tolerations", List(&Object(&TOLERATION))),
+    yes("tolerations", List(&Object(&TOLERATION)))
+        .noted("a taint keeps Pods away; one of NoExecute ends none that run"),
     later("priorityClassName", Str, &["\"\""]),
     later("priority", Int, &["0"]),
     later("preemptionPolicy", Str, &["\"PreemptLowerPriority\""]),
@@ -320,7 +320,7 @@ static TOLERATION: [Field; 5] = [
     yes("operator", Str),
     yes("value", Str),
     yes("effect", Str),
-    yes("tolerationSeconds", Int),
+    yes("tolerationSeconds", Int).noted("kept; no Pod is ended after it"),
 ];
 
 static VOLUME: [Field; 31] = [

@@ -88,9 +88,10 @@ static REFERENCE: [Field; 7] = [
 static CSI: [Field; 10] = [
     yes("driver", Str),
     yes("volumeHandle", Str).noted("the PersistentVolume's name, which is also the directory's"),
-    yes("fsType", Str),
-    yes("readOnly", Bool),
-    yes("volumeAttributes", Strings),
+    // A directory has no file system of its own, and no driver reads attributes.
+    refused("fsType", Str, &["\"\""]),
+    refused("readOnly", Bool, &["false"]),
+    refused("volumeAttributes", Strings, &["{}"]),
     refused("controllerExpandSecretRef", Any, &[]),
     refused("controllerPublishSecretRef", Any, &[]),
     refused("nodeExpandSecretRef", Any, &[]),
