@@ -25,14 +25,12 @@ use skiff_core::{ContainerRef, Core, Effect, Event, Now, Record, Refusal, StartE
 use skiff_protocol::uid::Uid;
 use skiff_protocol::wire::spec::{ConfigData, Object, ObjectKey, PodSpec};
 use skiff_protocol::wire::{Down, Up};
-use skiff_shim::protocol::{LogConfig, RunRequest};
 use skiff_transport::AckToken;
 use skiff_transport::outbox::Class;
 use tokio::sync::mpsc;
 use tracing::{error, info, warn};
 
 use crate::config::Config;
-use crate::devices::Edits;
 use crate::identity::Identity;
 use crate::images::Images;
 use crate::input::Input;
@@ -45,12 +43,9 @@ use crate::node::{self, Node};
 use crate::plan::{self, Facts, Lookup};
 use crate::probes::Probes;
 use crate::renewal::Renewal;
-use crate::shims::{Command, NOTE_FORMAT, Note, Place, Shims};
+use crate::shims::{Command, Place, Shims};
 use signal::{SIGTERM, signal_number};
 use volumes::Volumes;
-
-/// How long one start may take before it is undone.
-const START_TIMEOUT_MS: u64 = 60_000;
 
 /// Inputs dealt with before the journal is synced.
 const BATCH: usize = 64;
@@ -646,39 +641,6 @@ impl Driver {
             claim: &claim,
         };
         Ok(plan(&facts, &self.lookup(&pod.namespace)))
-    }
-
-    /// The configuration of a start; an error is what it lacks, in a kubelet's words.
-    fn run_request(&self, container: &ContainerRef, edits: Edits) -> Result<(RunRequest, Note, i32), String> {
-        let (pod, ip) = self.core.pod(container.pod).ok_or("the Pod is not known")?;
-        let spec = pod
-            .container(&container.name)
-            .ok_or("the container is not known")?;
-        let image = self
-            .images
-            .get(&spec.image)
-            .map_err(|error| format!("{error:#}"))?;
-        let config = self.with_facts(pod, ip, |facts, lookup| {
-            plan::container(pod, spec, container.attempt, &image, facts, edits, lookup)
-        })??;
-        let of_image = || signal_number(image.config.stop_signal.as_deref()?);
-        let signal = spec.stop_signal.map(i32::from);
-        let signal = signal.or_else(of_image).unwrap_or(SIGTERM);
-        let note = Note {
-            format: NOTE_FORMAT,
-            image_id: image.repo_digest.to_string(),
-            spec_digest: Core::spec_digest(spec),
-        };
-        let request = RunRequest {
-            config,
-            name: spec.name.clone(),
-            attempt: container.attempt,
-            log: LogConfig {
-                capacity: self.config.log_bytes,
-            },
-            timeout_ms: START_TIMEOUT_MS,
-        };
-        Ok((request, note, signal))
     }
 }
 

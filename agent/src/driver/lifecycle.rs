@@ -1,18 +1,24 @@
-//! What happens to a container while it runs: probes, hooks, other limits, and its last words.
+//! What a container is started with, and what happens to it while it runs: probes, hooks, other limits, and its last words.
 //!
 //! Always holds: each effect of the core is answered by exactly one event, at once where it cannot be carried out.
 
 use std::time::Duration;
 
-use skiff_core::{ContainerRef, Event, HookKind, ObservedPhase, ProbeKind, ProbeOutcome};
+use skiff_core::{ContainerRef, Core, Event, HookKind, ObservedPhase, ProbeKind, ProbeOutcome};
 use skiff_protocol::uid::Uid;
 use skiff_protocol::wire::spec::{Container, Object, ObjectKey, PodSpec};
+use skiff_shim::protocol::{LogConfig, RunRequest};
 
 use super::Driver;
+use super::signal::{SIGTERM, signal_number};
+use crate::devices::Edits;
 use crate::hooks::Hook;
 use crate::plan;
 use crate::probes::{Action, PROBE_AGENT};
-use crate::shims::{Command, last_words};
+use crate::shims::{Command, NOTE_FORMAT, Note, last_words};
+
+/// How long one start may take before it is undone.
+const START_TIMEOUT_MS: u64 = 60_000;
 
 impl Driver {
     /// Has a probe tried once.
@@ -62,6 +68,43 @@ impl Driver {
                 result: Err(why),
             }),
         }
+    }
+
+    /// The configuration of a start; an error is what it lacks, in a kubelet's words.
+    pub(super) fn run_request(
+        &self,
+        container: &ContainerRef,
+        edits: Edits,
+    ) -> Result<(RunRequest, Note, i32), String> {
+        let (pod, ip) = self.core.pod(container.pod).ok_or("the Pod is not known")?;
+        let spec = pod
+            .container(&container.name)
+            .ok_or("the container is not known")?;
+        let image = self
+            .images
+            .get(&spec.image)
+            .map_err(|error| format!("{error:#}"))?;
+        let config = self.with_facts(pod, ip, |facts, lookup| {
+            plan::container(pod, spec, container.attempt, &image, facts, edits, lookup)
+        })??;
+        let of_image = || signal_number(image.config.stop_signal.as_deref()?);
+        let signal = spec.stop_signal.map(i32::from);
+        let signal = signal.or_else(of_image).unwrap_or(SIGTERM);
+        let note = Note {
+            format: NOTE_FORMAT,
+            image_id: image.repo_digest.to_string(),
+            spec_digest: Core::spec_digest(spec),
+        };
+        let request = RunRequest {
+            config,
+            name: spec.name.clone(),
+            attempt: container.attempt,
+            log: LogConfig {
+                capacity: self.config.log_bytes,
+            },
+            timeout_ms: START_TIMEOUT_MS,
+        };
+        Ok((request, note, signal))
     }
 
     /// Gives a running container the limits of its present spec.

@@ -48,14 +48,16 @@ const ALLOWED: [(&str, &[&str]); 15] = [
     ("xtask", &[]),
 ];
 
-/// What the tests of a crate may use beside that: the real other end, which is better than a double.
-const IN_TESTS: [(&str, &[&str]); 3] = [
+/// What the tests of a crate may use beside that: the real other end, which is better than a double, and what suites share.
+const IN_TESTS: [(&str, &[&str]); 5] = [
     (
         "skiff-transport",
-        &["skiff-broker", "skiff-pki", "skiff-protocol"],
+        &["skiff-broker", "skiff-pki", "skiff-protocol", "skiff-tests"],
     ),
     ("skiff-broker", &["skiff-pki", "skiff-transport"]),
     ("skiff-pki", &["skiff-transport"]),
+    ("skiff-images", &["skiff-tests"]),
+    ("skiff-server", &["skiff-tests"]),
 ];
 
 /// Asks cargo for the edges there are and compares.
