@@ -186,3 +186,73 @@ fn limits_change_without_a_restart(cluster: &Cluster) {
     assert_eq!(cluster.node.init_of(&uid), init);
     cluster.delete("grows");
 }
+
+/// Processes that the crowd has, and half of them: as far as the node may be from its threshold on either side.
+const CROWD: u64 = 800;
+
+#[test]
+fn a_node_that_is_short_of_processes_evicts_who_has_the_most() {
+    let mut cluster = Cluster::busybox();
+    cluster.run(&pod("calm", &shell(IDLE), Value::Null));
+    let calm = cluster.node.inits();
+    let script = format!("i=0; while [ $i -lt {CROWD} ]; do sleep 3600 & i=$((i+1)); done; echo all; wait");
+    let crowd = cluster.run(&pod("crowd", &shell(&script), Value::Null));
+    cluster.logs_say(&["crowd"], "all\n");
+    cluster.node.stop();
+    let config = std::fs::read_to_string(&cluster.node.config).unwrap();
+    // Others on this machine come and go meanwhile, but not by hundreds.
+    let threshold = pids_left() + CROWD / 2;
+    let eviction = format!("{config}\n[eviction]\npid_available = \"{threshold}\"\nhold_seconds = 8\n");
+    std::fs::write(&cluster.node.config, eviction).unwrap();
+    cluster.node.start();
+    let evicted = cluster.phase("crowd", "Failed");
+    assert_eq!(evicted["status"]["reason"], "Evicted", "{evicted}");
+    let message = evicted["status"]["message"].as_str().unwrap();
+    assert!(
+        message.starts_with("The node was low on resource: pids. "),
+        "{message}"
+    );
+    assert_eq!(evicted["metadata"]["uid"], crowd["metadata"]["uid"]);
+    let condition = |status: &str| {
+        let path = "jsonpath={.status.conditions[?(@.type==\"PIDPressure\")].status}";
+        wait(&format!("PIDPressure to be {status}"), 40, || {
+            let said = cluster.kubectl(&["get", "node", "rover", "-o", path]).ok();
+            (said == status).then_some(()).ok_or(said)
+        });
+    };
+    condition("True");
+    // Meanwhile nothing new comes here, and afterwards it does.
+    cluster.apply(&pod("late", &shell(IDLE), Value::Null));
+    wait("the Pod to wait for the node", 20, || {
+        let text = cluster.kubectl(&["describe", "pod", "late"]).ok();
+        let waits = text.contains("untolerated taint {node.kubernetes.io/pid-pressure: }");
+        waits.then_some(()).ok_or(text)
+    });
+    condition("False");
+    cluster.running("late");
+    assert!(
+        cluster.node.inits().is_superset(&calm),
+        "who had few processes goes on"
+    );
+    cluster
+        .kubectl(&["delete", "pods", "--all", "--grace-period=1"])
+        .ok();
+    cluster.is_empty();
+}
+
+/// Processes and threads that this machine can still have.
+fn pids_left() -> u64 {
+    let read = |path: &str| std::fs::read_to_string(path).unwrap();
+    let number = |name: &str| -> u64 { read(&format!("/proc/sys/kernel/{name}")).trim().parse().unwrap() };
+    let used = read("/proc/loadavg");
+    let used: u64 = used
+        .split(' ')
+        .nth(3)
+        .unwrap()
+        .split_once('/')
+        .unwrap()
+        .1
+        .parse()
+        .unwrap();
+    number("pid_max").min(number("threads-max")) - used
+}
