@@ -5,6 +5,7 @@
 mod own;
 mod peers;
 mod table;
+mod whole;
 
 use std::time::Duration;
 
@@ -23,6 +24,8 @@ use table::{Row, Verdict};
 const ROUNDS: usize = 25;
 /// The Pods of SPECIFICATION's memory promise.
 const PODS: usize = 20;
+/// Pods of the promise about a full node.
+const MANY: usize = 100;
 /// The idle time of SPECIFICATION's promise about flash.
 const IDLE: u64 = 600;
 
