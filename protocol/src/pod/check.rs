@@ -62,7 +62,11 @@ pub(super) fn check(pod: &PodSpec) -> Vec<Cause> {
             name(&format!("{path}.name"), &one.name, &mut names, &mut out);
             container(&path, one, pod, &volumes, &mut out);
             lifecycle::check(&path, one, list == "initContainers", &mut out);
-            ports(&path, &one.ports, &mut host_ports, &mut out);
+            // An init container has ended before the next begins, and its ports with it.
+            let mut own = BTreeSet::new();
+            let goes_on = list == "containers" || one.sidecar;
+            let taken = if goes_on { &mut host_ports } else { &mut own };
+            ports(&path, &one.ports, taken, &mut out);
         }
     }
     pod_resources(pod, &mut out);

@@ -41,8 +41,19 @@ impl Convert {
             failure_threshold: count("failureThreshold", from.failure_threshold, 3, 1),
             termination_grace_seconds: from
                 .termination_grace_period_seconds
-                .map(|it| count("terminationGracePeriodSeconds", Some(it), 1, 1)),
+                .map(|it| self.probe_grace(path, it)),
             handler: self.only_one(path, handlers),
+        })
+    }
+
+    /// Unlike the other times of a probe, 0 stands for no default here.
+    fn probe_grace(&mut self, path: &str, value: i64) -> u32 {
+        let seconds = u32::try_from(value).ok().filter(|it| *it > 0);
+        seconds.unwrap_or_else(|| {
+            let field = format!("{path}.terminationGracePeriodSeconds");
+            let why = "must be greater than 0";
+            self.causes.push(Cause::invalid(field, value, why));
+            1
         })
     }
 
@@ -254,17 +265,17 @@ fn signal(name: &str) -> Option<u8> {
         .iter()
         .find(|(it, _)| *it == name)
         .map(|(_, number)| *number);
-    let real_time = |base: &str| -> Option<u8> {
+    let real_time = |base: &str, sign: char| -> Option<u8> {
         let rest = name.strip_prefix(base)?;
         let digits: String = rest.chars().filter(char::is_ascii_digit).collect();
         let offset = if rest.is_empty() { 0 } else { digits.parse().ok()? };
         match rest.chars().next() {
             None => Some(0),
-            Some('+' | '-') if rest.len() == digits.len() + 1 && offset <= 30 => Some(offset),
+            Some(first) if first == sign && rest.len() == digits.len() + 1 && offset <= 30 => Some(offset),
             Some(_) => None,
         }
     };
     named
-        .or_else(|| real_time("SIGRTMIN").map(|offset| 34 + offset))
-        .or_else(|| real_time("SIGRTMAX").map(|offset| 64 - offset))
+        .or_else(|| real_time("SIGRTMIN", '+').map(|offset| 34 + offset))
+        .or_else(|| real_time("SIGRTMAX", '-').map(|offset| 64 - offset))
 }
