@@ -440,8 +440,8 @@ pub fn taken(pod: &Value) -> Amount {
 }
 
 /// What a Pod asks for: its containers and sidecars together, or an init container with the sidecars before it where
-/// that is more (Kubernetes documentation, "Resource sharing within containers"); of cpu and memory what the Pod as a
-/// whole asks for, where it says so; and one Pod.
+/// that is more (Kubernetes documentation, "Resource sharing within containers"); of cpu, memory and huge pages what the Pod
+/// as a whole asks for, where it says so; and one Pod.
 fn requests(pod: &Value) -> Amount {
     let list = |field: &str| pod["spec"][field].as_array().into_iter().flatten();
     let (mut sidecars, mut most) = (Amount::default(), Amount::default());
@@ -465,6 +465,9 @@ fn requests(pod: &Value) -> Amount {
             *part = whole;
         }
     }
+    let pages = whole.others.into_iter();
+    sum.others
+        .extend(pages.filter(|(name, _)| name.starts_with("hugepages-")));
     sum.pods = 1;
     sum
 }

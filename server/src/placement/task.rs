@@ -137,6 +137,7 @@ impl State {
             self.nodes.insert(object.key.name.clone(), node);
             return changed;
         }
+        let before = self.bound.get(&object.key).map(|(_, amount)| amount.clone());
         let freed = self.free(object);
         let node = object.value["spec"]["nodeName"].as_str().unwrap_or_default();
         if node.is_empty() {
@@ -149,7 +150,7 @@ impl State {
         }
         let amount = taken(&object.value);
         let ended = amount == Amount::default();
-        self.bind(&object.key, node, amount);
+        self.bind(&object.key, node, amount.clone());
         let moved = if ended {
             self.neighbours.remove(&object.key);
             false
@@ -160,7 +161,9 @@ impl State {
         if claims {
             self.unbound.insert(object.key.clone(), object.clone());
         }
-        (freed && ended) || claims || moved
+        // Its containers may have been given less.
+        let resized = before.is_some_and(|before| before != amount);
+        (freed && ended) || resized || claims || moved
     }
 
     /// Whether room was freed.

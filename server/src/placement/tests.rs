@@ -187,6 +187,12 @@ fn init_containers_count_by_their_most_and_sidecars_with_the_rest() {
     check(json!([sidecar(50), { "resources": asks(800) }]), json!({}), 850);
     check(json!([{ "resources": asks(800) }, sidecar(50)]), json!({}), 800);
     check(json!([sidecar(50)]), asks(120), 120);
+    let pages = json!({ "limits": { "hugepages-2Mi": "4Mi", "example.com/x": 1 } });
+    let pod = json!({ "spec": { "resources": pages, "containers": [{ "resources": { "limits": { "hugepages-2Mi": "2Mi" } } }] } });
+    assert_eq!(
+        taken(&pod).others,
+        BTreeMap::from([("hugepages-2Mi".to_owned(), 4 << 20)])
+    );
 }
 
 #[test]

@@ -408,3 +408,32 @@ async fn pods_wait_for_others_to_come_and_to_go() {
     bed.delete(&second).await;
     assert_eq!(node_of(&third).await, free);
 }
+
+#[tokio::test]
+async fn a_pod_that_is_given_less_makes_room() {
+    let bed = Bed::new().await;
+    let asks =
+        |cpu: &str| json!({ "containers": [{ "name": "c", "resources": { "requests": { "cpu": cpu } } }] });
+    let create = async |name: &str, cpu: &str| {
+        let key = resources::pods().key("default", name);
+        let mut pod = pod("default", &json!({}), &asks(cpu));
+        pod["metadata"]["name"] = name.into();
+        pod["status"] = json!({ "phase": "Pending" });
+        bed.create(&key, pod).await;
+        key
+    };
+    let placed = |it: Option<&Value>| it.is_some_and(|it| it["spec"]["nodeName"].is_string());
+    for name in ["one", "two"] {
+        let key = create(name, "800m").await;
+        bed.wait(&key, "placed", placed).await;
+    }
+    let waiting = create("waiting", "500m").await;
+    let told = |it: Option<&Value>| it.is_some_and(|it| it["status"]["conditions"][0]["status"] == "False");
+    bed.wait(&waiting, "told why not", told).await;
+    let one = resources::pods().key("default", "one");
+    bed.change(&one, |it| {
+        it["spec"]["containers"] = asks("100m")["containers"].clone()
+    })
+    .await;
+    bed.wait(&waiting, "placed", placed).await;
+}

@@ -75,6 +75,14 @@ impl Bed {
         key
     }
 
+    pub(in super::super) async fn change(&self, key: &Key, change: impl Fn(&mut Value) + Send + Sync) {
+        let changed = self.store.update::<_, std::convert::Infallible>(key, |value| {
+            change(value);
+            Ok(())
+        });
+        changed.await.unwrap();
+    }
+
     pub(in super::super) async fn delete(&self, key: &Key) {
         let resource = resources::of_key(key).unwrap();
         let options = DeleteOptions {
@@ -235,13 +243,10 @@ async fn a_volume_does_not_wait_for_a_node_that_is_no_more_nor_for_a_policy_that
     }
     bed.delete(&Key::cluster("nodes", "a")).await;
     bed.gone(&volumes[0]).await;
-    bed.store
-        .update::<_, std::convert::Infallible>(&volumes[1], |volume| {
-            volume["spec"]["persistentVolumeReclaimPolicy"] = "Retain".into();
-            Ok(())
-        })
-        .await
-        .unwrap();
+    bed.change(&volumes[1], |volume| {
+        volume["spec"]["persistentVolumeReclaimPolicy"] = "Retain".into();
+    })
+    .await;
     bed.gone(&volumes[1]).await;
 }
 
