@@ -5,6 +5,7 @@
 use serde_json::{Value, json};
 
 use crate::harness::pods::IDLE;
+use crate::harness::wait::stays;
 use crate::harness::{Cluster, Setup, pod, shell, wait};
 
 fn cluster() -> Cluster {
@@ -333,14 +334,26 @@ fn claims_outlive_their_pods() {
         names.filter(|it| volumes.join(it).join("x").exists()).collect()
     };
     assert_eq!(names().len(), 2, "{:?}", names());
+    // While its node does not hear, the volume that is to go with its files waits for it.
+    cluster.node.stop();
     cluster.kubectl(&["delete", "pvc", "data", "kept"]).ok();
+    wait("the volume to wait for its node", 20, || {
+        let table = cluster.kubectl(&["get", "pv"]).ok();
+        let waits = table.contains("Terminating") && table.contains("Released");
+        waits.then_some(()).ok_or(table)
+    });
+    stays(1, || assert_eq!(names().len(), 2, "files went unheard of"));
+    cluster.node.start();
     wait("one volume's files to be gone and the other's kept", 20, || {
         let left = names();
         let one =
             left.len() == 1 && std::fs::read_to_string(volumes.join(&left[0]).join("x")).unwrap() == "ours\n";
         if one { Ok(()) } else { Err(left.join(" ")) }
     });
-    let table = cluster.kubectl(&["get", "pv"]).ok();
-    assert!(table.contains("Released"), "{table}");
+    wait("only the volume to be left that is kept", 20, || {
+        let table = cluster.kubectl(&["get", "pv", "--no-headers"]).ok();
+        let one = table.contains("Released") && table.lines().count() == 1;
+        one.then_some(()).ok_or(table)
+    });
     cluster.is_empty();
 }
