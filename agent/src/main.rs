@@ -1,7 +1,7 @@
 //! The agent: runs Kubernetes Pods on a small, far away machine.
 //!
-//! One binary, several roles. Always holds: `shim`, `pull` and `renew` are processes of their own that this one starts; the
-//! agent itself has one thread for its work, never forks and never calls libcontainer.
+//! One binary, several roles. Always holds: `shim`, `pull` and `renew` are processes of their own that this one starts; `run`
+//! has one thread for its work, never forks and never calls libcontainer.
 
 mod config;
 mod devices;

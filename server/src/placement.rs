@@ -1,10 +1,10 @@
 //! Which node a Pod runs on.
 //!
 //! [`place`] is pure: a Pod's needs and the nodes as they are, in; a node's name or the reason why there is none, out.
-//! [`run`] is the task around it: it keeps what it needs of the store's Pods and Nodes, binds, and tries again
-//! whenever either changes. It waits for nothing else: no timers.
+//! [`run`] is the task around it: it keeps what it needs of the store's Pods, Nodes, namespaces, claims, volumes and classes,
+//! binds, and tries again whenever one of them changes. It waits for nothing else: no timers, but after a failure of the store.
 //!
-//! What always holds: a Pod that names its node is never touched; a binding is written over the very version it was
+//! What always holds: a Pod that names its node is never touched, and its claims are bound to volumes of that node; a binding is written over the very version it was
 //! decided on or not at all; what was bound counts against its node at once.
 
 mod affinity;

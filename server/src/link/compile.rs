@@ -3,10 +3,10 @@
 //! Pure: [`World`] is fed with the store's objects and answers which nodes a change concerns and what a node's desired
 //! state is now.
 //!
-//! What always holds: an object is compiled once per version, and a change of status alone compiles nothing; a Pod
+//! What always holds: an object is compiled once per version, and a change of a Pod's status alone compiles nothing; a Pod
 //! that cannot be compiled is in no node's desired state and is named as refused; the desired state of a node is
-//! within the protocol's bounds; what a node was told of keeps its place, and of the rest earlier Pods have precedence
-//! over later ones; a Pod that has ended takes no place from one that has not, and once it has left its node it never
+//! within the protocol's bounds, but for Pods that have ended until they are marked as left; a Pod that a node was told of
+//! goes before those that it was not, and of these earlier ones before later ones; a Pod that has ended takes no place from one that has not, and once it has left its node it never
 //! comes back, where it would run again.
 
 use std::cmp::Reverse;
