@@ -432,7 +432,7 @@ async fn a_pod_that_is_given_less_makes_room() {
     bed.wait(&waiting, "told why not", told).await;
     let one = resources::pods().key("default", "one");
     bed.change(&one, |it| {
-        it["spec"]["containers"] = asks("100m")["containers"].clone()
+        it["spec"]["containers"] = asks("100m")["containers"].clone();
     })
     .await;
     bed.wait(&waiting, "placed", placed).await;
