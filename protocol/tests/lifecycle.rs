@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 use skiff_protocol::pod::Pod;
 
-fn complaints(spec: Value) -> Vec<String> {
+fn complaints(spec: &Value) -> Vec<String> {
     let pod = json!({ "apiVersion": "v1", "kind": "Pod", "metadata": { "name": "p" }, "spec": spec });
     match Pod::parse(&pod) {
         Ok(_) => Vec::new(),
@@ -14,7 +14,7 @@ fn complaints(spec: Value) -> Vec<String> {
 fn with(field: &str, value: Value) -> Vec<String> {
     let mut container = json!({ "name": "c", "image": "i:1" });
     container[field] = value;
-    complaints(json!({ "containers": [container] }))
+    complaints(&json!({ "containers": [container] }))
 }
 
 #[test]
@@ -71,7 +71,7 @@ fn an_init_container_gives_its_port_back() {
         if restart.is_string() {
             first["restartPolicy"] = restart;
         }
-        complaints(json!({
+        complaints(&json!({
             "initContainers": [first], "containers": [{ "name": "c", "image": "i:1", "ports": ports }],
         }))
     };
