@@ -23,10 +23,15 @@ use crate::files;
 
 /// The words that our binaries understand, in one place.
 mod words {
-    use super::{Fleet, Layout, SocketAddr};
+    use super::{Layout, SocketAddr};
 
-    pub(super) fn server(layout: &Layout, api: SocketAddr, broker: SocketAddr) -> Vec<String> {
-        vec![
+    pub(super) fn server(
+        layout: &Layout,
+        api: SocketAddr,
+        broker: SocketAddr,
+        advertise: Option<&str>,
+    ) -> Vec<String> {
+        let mut words = vec![
             "server".into(),
             "--data".into(),
             layout.server.display().to_string(),
@@ -34,17 +39,19 @@ mod words {
             api.to_string(),
             "--broker-listen".into(),
             broker.to_string(),
-        ]
+        ];
+        words.extend(
+            advertise
+                .map(|it| ["--advertise".to_owned(), it.to_owned()])
+                .into_iter()
+                .flatten(),
+        );
+        words
     }
 
-    pub(super) fn enrol(layout: &Layout) -> Vec<String> {
+    pub(super) fn enrol(layout: &Layout, node: &str) -> Vec<String> {
         let mut words = with_server(layout);
-        words.extend([
-            "node".into(),
-            "enrol".into(),
-            Fleet::NODE.into(),
-            "--token-only".into(),
-        ]);
+        words.extend(["node".into(), "enrol".into(), node.into(), "--token-only".into()]);
         words
     }
 
@@ -257,6 +264,26 @@ impl Fleet {
     ///
     /// `name` (at most eight bytes) keeps two fleets on one machine apart.
     pub(crate) fn start(dir: &Path, name: &str, binaries: Binaries, interrupt: Interrupt) -> Result<Self> {
+        let mut fleet = Self::empty(dir, name, binaries, interrupt)?;
+        fleet.start_server(None)?;
+        fleet.start_node()?;
+        Ok(fleet)
+    }
+
+    /// The same without a node: one that is elsewhere, and finds this machine as `advertise`.
+    pub(crate) fn server(
+        dir: &Path,
+        name: &str,
+        binaries: Binaries,
+        interrupt: Interrupt,
+        advertise: &str,
+    ) -> Result<Self> {
+        let mut fleet = Self::empty(dir, name, binaries, interrupt)?;
+        fleet.start_server(Some(advertise))?;
+        Ok(fleet)
+    }
+
+    fn empty(dir: &Path, name: &str, binaries: Binaries, interrupt: Interrupt) -> Result<Self> {
         let layout = Layout::new(dir, name);
         // What a run that was killed left behind would keep the directory from being emptied.
         leftovers::sweep(&layout.dir, &layout.run, &layout.cgroup, &layout.bridge);
@@ -265,19 +292,16 @@ impl Fleet {
             files::make_dir(dir)?;
         }
         layout.write_config()?;
-        let mut fleet = Self {
+        Ok(Self {
             binaries,
             layout,
             interrupt,
             processes: Vec::new(),
-        };
-        fleet.start_server()?;
-        fleet.start_node()?;
-        Ok(fleet)
+        })
     }
 
-    fn start_server(&mut self) -> Result<()> {
-        let words = words::server(&self.layout, free_port()?, free_port()?);
+    fn start_server(&mut self, advertise: Option<&str>) -> Result<()> {
+        let words = words::server(&self.layout, free_port()?, free_port()?, advertise);
         let log = self.layout.dir.join("server.log");
         self.processes
             .push(Process::start("server", &self.binaries.cli, &words, log)?);
@@ -288,7 +312,7 @@ impl Fleet {
     }
 
     fn start_node(&mut self) -> Result<()> {
-        let token = command::output(Command::new(&self.binaries.cli).args(words::enrol(&self.layout)))?;
+        let token = self.token(Self::NODE)?;
         let mut join = Command::new(&self.binaries.agent);
         command::quiet_with(join.args(words::join(&self.layout)), &token)?;
         let log = self.layout.dir.join("agent.log");
@@ -303,6 +327,11 @@ impl Fleet {
             let said = command::output(&mut fleet.kubectl(&["get", "node", Self::NODE, "-o", path]));
             Ok(said.is_ok_and(|text| text == "True").then_some(()))
         })
+    }
+
+    /// A join token for a node.
+    pub(crate) fn token(&self, node: &str) -> Result<String> {
+        command::output(Command::new(&self.binaries.cli).args(words::enrol(&self.layout, node)))
     }
 
     /// Gives one image archive or layout to the server.

@@ -3,6 +3,7 @@
 //! A command sets up by itself what it needs, says what it does, and ends with an error that a person can act on.
 
 mod bench;
+mod board;
 mod command;
 mod debian;
 mod demo;
@@ -29,6 +30,8 @@ usage: cargo xtask <command>
   demo [--once]                    server, broker and a node here: apply examples/, show pods, logs, an answer
   test [--only STEP] [-- FILTER…]  every check: fmt, clippy, deny, tidy, images, unit and end-to-end tests
   dist [--target TARGET | --all]   the static agent under target/dist, checked and run
+  board                            an emulated ARM board as a node of a server here, its console on this terminal
+  board --cuts N [--seed N]        cut its power so often; nothing that was acknowledged may be lost
   bench [--peers] [--peers-only] [--idle SECONDS]
                                    the promises as figures, beside crun, podman and a bare clone and exec;
                                    --peers installs podman, --peers-only leaves out our own figures
@@ -65,6 +68,18 @@ fn dispatch(arguments: &[String]) -> Result<()> {
         ["demo"] | ["demo", "--once"] => {
             setup::become_root()?;
             demo::run(&workspace, words.len() == 2)
+        }
+        ["board"] => {
+            setup::become_root()?;
+            board::run(&workspace)
+        }
+        ["board", "--cuts", count] => {
+            setup::become_root()?;
+            board::cuts(&workspace, count, None)
+        }
+        ["board", "--cuts", count, "--seed", seed] => {
+            setup::become_root()?;
+            board::cuts(&workspace, count, Some(seed))
         }
         ["bench", rest @ ..] => {
             let options = bench::Options::parse(rest)?;

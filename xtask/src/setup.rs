@@ -29,6 +29,9 @@ const CHECKS: Needs = &[
     ("nft", "nftables"),
     ("openssl", "openssl"),
     ("mount", "mount"),
+    // The board's disk, and its kernel's modules.
+    ("mkfs.ext4", "e2fsprogs"),
+    ("xz", "xz-utils"),
     // The tests of single crates make their root directories from it.
     ("busybox", "busybox-static"),
 ];
@@ -282,6 +285,18 @@ pub(crate) fn qemu(workspace: &Workspace, arch: &str) -> Result<PathBuf> {
     let suite = Suite::of_system(workspace)?;
     let program = format!("/usr/bin/qemu-{arch}-static");
     expose(workspace, &suite, "qemu-user-static", &program, "")
+}
+
+/// QEMU's 64-bit ARM machine.
+pub(crate) fn emulator(workspace: &Workspace, suite: &str) -> Result<PathBuf> {
+    let suite = Suite::named(workspace, suite)?;
+    expose(
+        workspace,
+        &suite,
+        "qemu-system-arm",
+        "/usr/bin/qemu-system-aarch64",
+        "",
+    )
 }
 
 /// The kubectl of a suite, exposed under this suffix, and its version.

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
 
+use crate::board;
 use crate::command;
 use crate::images;
 use crate::setup::{self, TestPrograms};
@@ -15,8 +16,8 @@ use crate::tidy;
 use crate::workspace::Workspace;
 
 /// The steps, in order.
-pub(crate) const STEPS: [&str; 8] = [
-    "setup", "fmt", "clippy", "deny", "tidy", "images", "build", "nextest",
+pub(crate) const STEPS: [&str; 9] = [
+    "setup", "fmt", "clippy", "deny", "tidy", "images", "build", "board", "nextest",
 ];
 
 /// How long the advisory database may take to answer before its check is left out.
@@ -44,7 +45,7 @@ pub(crate) fn all(workspace: &Workspace, only: Option<&str>, filter: &[String]) 
         println!("\n==> {step} (at {})", minutes(begun.elapsed()));
         let started = Instant::now();
         let result = match step {
-            "nextest" => nextest(workspace, filter).map(|(passed, line)| {
+            "nextest" => nextest(workspace, filter, &[]).map(|(passed, line)| {
                 last_line = line;
                 passed
             }),
@@ -58,7 +59,7 @@ pub(crate) fn all(workspace: &Workspace, only: Option<&str>, filter: &[String]) 
                 Outcome::Failed
             }
         };
-        let stop = matches!(outcome, Outcome::Failed) && ["setup", "build"].contains(&step);
+        let stop = matches!(outcome, Outcome::Failed) && ["setup", "build", "board"].contains(&step);
         done.push((step, outcome, started.elapsed()));
         if stop {
             break;
@@ -116,6 +117,7 @@ fn one(workspace: &Workspace, step: &str) -> Result<()> {
         "tidy" => tidy::check(workspace),
         "images" => images::build(workspace).map(drop),
         "build" => build(workspace),
+        "board" => board::prepare(workspace).map(drop),
         other => bail!("no step `{other}`"),
     }
 }
@@ -161,8 +163,12 @@ fn deny(workspace: &Workspace) -> Result<()> {
     }
 }
 
-/// Runs the tests; gives back whether all passed, and nextest's own summary line.
-fn nextest(workspace: &Workspace, filter: &[String]) -> Result<(bool, Option<String>)> {
+/// Runs the tests, with `more` in their environment; gives back whether all passed, and nextest's own summary line.
+pub(crate) fn nextest(
+    workspace: &Workspace,
+    filter: &[String],
+    more: &[(&str, &str)],
+) -> Result<(bool, Option<String>)> {
     let programs = TestPrograms::prepare(workspace)?;
     let mut command = command::at(workspace.root(), "cargo");
     command
@@ -182,7 +188,9 @@ fn nextest(workspace: &Workspace, filter: &[String]) -> Result<(bool, Option<Str
         .env("PATH", setup::path(workspace)?)
         .env("SKIFF_IMAGES", workspace.images())
         .env("SKIFF_BIN_DIR", workspace.binaries("debug"))
+        .env("SKIFF_BOARD", board::dir(workspace))
         .envs(programs.environment())
+        .envs(more.iter().copied())
         .stderr(Stdio::piped());
     let mut child = command
         .spawn()

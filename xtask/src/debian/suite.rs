@@ -23,6 +23,8 @@ const STALE: Duration = Duration::from_secs(7 * 24 * 3600);
 pub(crate) struct Suite {
     dir: PathBuf,
     sources: String,
+    /// Debian's name of an architecture other than this machine's.
+    architecture: Option<&'static str>,
 }
 
 impl Suite {
@@ -33,6 +35,7 @@ impl Suite {
         Ok(Self {
             dir: workspace.target().join("debian").join(codename),
             sources: lines,
+            architecture: None,
         })
     }
 
@@ -45,6 +48,20 @@ impl Suite {
         Ok(Self {
             dir: workspace.target().join("debian").join(name),
             sources: main.line(name),
+            architecture: None,
+        })
+    }
+
+    /// A suite as it is for another architecture. Its programs do not run here; nothing is told to the system's dpkg.
+    pub(crate) fn foreign(workspace: &Workspace, name: &str, architecture: &'static str) -> Result<Self> {
+        let suite = Self::named(workspace, name)?;
+        Ok(Self {
+            dir: workspace
+                .target()
+                .join("debian")
+                .join(format!("{name}-{architecture}")),
+            architecture: Some(architecture),
+            ..suite
         })
     }
 
@@ -159,6 +176,10 @@ impl Suite {
         ] {
             command.arg("-o").arg(format!("{key}={value}"));
         }
+        if let Some(name) = self.architecture {
+            command.arg("-o").arg(format!("APT::Architecture={name}"));
+            command.arg("-o").arg(format!("APT::Architectures={name}"));
+        }
         command
     }
 }
@@ -167,7 +188,9 @@ impl Suite {
 fn is_wanted(deb: &str, packages: &[&str]) -> bool {
     let name = deb.split('_').next().unwrap_or(deb);
     let library = name.starts_with("lib") || name.starts_with("zlib");
-    packages.contains(&name) || (library && !name.ends_with("-perl"))
+    // The package with a kernel's plain name is empty and depends on the one of today's version.
+    let kernel = name.starts_with("linux-image-") && packages.iter().any(|it| it.starts_with("linux-image-"));
+    packages.contains(&name) || kernel || (library && !name.ends_with("-perl"))
 }
 
 /// Packages unpacked in a directory of their own, libraries beside them.
@@ -187,6 +210,14 @@ impl Unpacked {
         let mut at = path.trim_start_matches('/').to_owned();
         for _ in 0..8 {
             let here = self.root.join(&at);
+            let merged = ["bin/", "sbin/", "lib/", "lib64/"]
+                .iter()
+                .any(|it| at.starts_with(it));
+            if merged && here.symlink_metadata().is_err() {
+                // Newer suites ship it below /usr alone; the links to there belong to no package that is unpacked.
+                at = format!("usr/{at}");
+                continue;
+            }
             let meta = here
                 .symlink_metadata()
                 .with_context(|| format!("{} is not in the package", here.display()))?;
@@ -322,8 +353,11 @@ mod tests {
             ("zlib1g_1.2.13_amd64.deb", true),
             ("debconf_1.5.82_all.deb", false),
             ("libtext-glob-perl_0.11-3_all.deb", false),
+            ("linux-image-6.12.1-arm64_6.12.1-1_arm64.deb", false),
         ] {
             assert_eq!(is_wanted(deb, &["nginx"]), wanted, "{deb}");
         }
+        let kernel = "linux-image-6.12.1-cloud-arm64_6.12.1-1_arm64.deb";
+        assert!(is_wanted(kernel, &["linux-image-cloud-arm64"]));
     }
 }

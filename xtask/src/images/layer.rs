@@ -1,4 +1,4 @@
-//! One layer as a tar stream that depends on its entries alone: sorted, fixed times and owners.
+//! One layer as a tar or cpio stream that depends on its entries alone: sorted, fixed times and owners.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -66,7 +66,8 @@ impl Layer {
         Ok(self.file(path, mode, content))
     }
 
-    fn file(&mut self, path: &str, mode: u32, content: Vec<u8>) -> &mut Self {
+    /// A file.
+    pub(crate) fn file(&mut self, path: &str, mode: u32, content: Vec<u8>) -> &mut Self {
         self.parents(path);
         self.entries
             .insert(path.to_owned(), Entry::File { mode, content });
@@ -92,12 +93,53 @@ impl Layer {
         }
         builder.into_inner().context("cannot finish a layer")
     }
+
+    /// The same tree as the kernel takes it for its first root: `newc` (Documentation/driver-api/early-userspace/buffer-format.rst).
+    pub(crate) fn to_cpio(&self) -> Result<Vec<u8>> {
+        let mut out = Vec::new();
+        for (number, (path, entry)) in self.entries.iter().enumerate() {
+            is_plain(path)?;
+            let (mode, owner, content): (u32, u32, &[u8]) = match entry {
+                Entry::Dir { mode, owner } => (0o040_000 | mode, *owner, &[]),
+                Entry::File { mode, content } => (0o100_000 | mode, 0, content),
+                Entry::Link { target } => (0o120_777, 0, target.as_bytes()),
+            };
+            cpio_entry(&mut out, path, [u32::try_from(number)? + 1, mode, owner], content)?;
+        }
+        cpio_entry(&mut out, "TRAILER!!!", [0, 0, 0], &[])?;
+        out.resize(out.len().next_multiple_of(512), 0);
+        Ok(out)
+    }
+}
+
+/// One entry: a header of thirteen hexadecimal numbers, the name, the content, the last two padded to four bytes.
+fn cpio_entry(out: &mut Vec<u8>, name: &str, [number, mode, owner]: [u32; 3], content: &[u8]) -> Result<()> {
+    let size = u32::try_from(content.len()).with_context(|| format!("{name} is too large"))?;
+    let name_size = u32::try_from(name.len())? + 1;
+    out.extend_from_slice(b"070701");
+    let time = u32::try_from(EPOCH)?;
+    for field in [
+        number, mode, owner, owner, 1, time, size, 0, 0, 0, 0, name_size, 0,
+    ] {
+        out.extend_from_slice(format!("{field:08X}").as_bytes());
+    }
+    out.extend_from_slice(name.as_bytes());
+    out.push(0);
+    out.resize(out.len().next_multiple_of(4), 0);
+    out.extend_from_slice(content);
+    out.resize(out.len().next_multiple_of(4), 0);
+    Ok(())
+}
+
+fn is_plain(path: &str) -> Result<()> {
+    if path.starts_with('/') || path.split('/').any(|part| part.is_empty() || part == "..") {
+        bail!("{path} is not a plain relative path");
+    }
+    Ok(())
 }
 
 fn append(builder: &mut Builder<Vec<u8>>, path: &str, entry: &Entry) -> Result<()> {
-    if path.starts_with('/') || path.split('/').any(|part| part.is_empty() || part == "..") {
-        bail!("not a plain relative path");
-    }
+    is_plain(path)?;
     match entry {
         Entry::Dir { mode, owner } => {
             let mut header = header(EntryType::Directory, *mode, 0);
@@ -163,9 +205,24 @@ mod tests {
     }
 
     #[test]
+    fn a_cpio_is_padded_and_ends_with_its_trailer() {
+        let mut layer = Layer::default();
+        layer.text("a/b", "four!").link("c", "a/b");
+        let bytes = layer.to_cpio().unwrap();
+        assert_eq!(bytes.len() % 512, 0);
+        let text = String::from_utf8_lossy(&bytes);
+        let at = text.find("a/b\0").unwrap();
+        // Header and name of the directory before it: 110 + 2 bytes, a multiple of four.
+        assert_eq!(at, 112 + 110);
+        assert_eq!(&bytes[at + 6..at + 11], b"four!");
+        assert!(text.contains("TRAILER!!!\0"));
+        assert_eq!(text.matches("070701").count(), 4);
+    }
+
+    #[test]
     fn a_path_that_leaves_the_root_is_refused() {
         let mut layer = Layer::default();
         layer.text("../etc/passwd", "x");
-        assert!(layer.to_tar().is_err());
+        assert!(layer.to_tar().is_err() && layer.to_cpio().is_err());
     }
 }

@@ -7,21 +7,22 @@ mod layer;
 mod oci;
 mod recipes;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
 
-use crate::debian::Suite;
+use crate::debian::{Suite, Unpacked};
 use crate::files;
 use crate::workspace::Workspace;
 
-pub(crate) use recipes::Recipe;
+pub(crate) use layer::Layer;
+pub(crate) use recipes::{Recipe, applets};
 
 /// What the recipes take from Debian, each unpacked in a root of its own.
 pub(crate) struct Packages {
-    pub(crate) busybox: crate::debian::Unpacked,
-    pub(crate) nginx: crate::debian::Unpacked,
-    pub(crate) redis: crate::debian::Unpacked,
+    pub(crate) busybox: Unpacked,
+    pub(crate) nginx: Unpacked,
+    pub(crate) redis: Unpacked,
 }
 
 /// Makes every image and returns the directory they are in.
@@ -33,11 +34,22 @@ pub(crate) fn build(workspace: &Workspace) -> Result<PathBuf> {
         redis: suite.unpack(&["redis-server", "redis-tools"])?,
     };
     let dir = workspace.images();
-    files::make_dir(&dir)?;
-    for recipe in recipes::all(&packages)? {
+    write(&dir, recipes::all(&packages)?, oci::own_architecture())?;
+    Ok(dir)
+}
+
+/// Makes the images of the emulated board: busybox alone.
+pub(crate) fn for_board(dir: &Path, busybox: &Unpacked, applets: &[String]) -> Result<()> {
+    let recipe = recipes::busybox_with("busybox:latest", busybox, applets)?;
+    write(dir, vec![recipe], "arm64")
+}
+
+fn write(dir: &Path, recipes: Vec<Recipe>, architecture: &'static str) -> Result<()> {
+    files::make_dir(dir)?;
+    for recipe in recipes {
         let name = recipe.file_name();
-        let image =
-            oci::Image::assemble(recipe).with_context(|| format!("cannot assemble the image {name}"))?;
+        let image = oci::Image::assemble(recipe, architecture)
+            .with_context(|| format!("cannot assemble the image {name}"))?;
         image.write_archive(&dir.join(format!("{name}.tar")))?;
         image.write_layout(&dir.join(&name))?;
         println!(
@@ -47,5 +59,5 @@ pub(crate) fn build(workspace: &Workspace) -> Result<PathBuf> {
             image.digest()
         );
     }
-    Ok(dir)
+    Ok(())
 }

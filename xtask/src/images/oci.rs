@@ -60,14 +60,15 @@ impl Blob {
 /// An image: its config and its layers, plain and compressed.
 pub(crate) struct Image {
     short: String,
+    architecture: &'static str,
     config: Blob,
     plain: Vec<Blob>,
     gzipped: Vec<Blob>,
 }
 
 impl Image {
-    /// Packs the recipe's layers and writes the config that describes them.
-    pub(crate) fn assemble(recipe: Recipe) -> Result<Self> {
+    /// Packs the recipe's layers and writes the config that describes them; `architecture` as OCI spells it.
+    pub(crate) fn assemble(recipe: Recipe, architecture: &'static str) -> Result<Self> {
         let mut plain = Vec::new();
         let mut gzipped = Vec::new();
         for layer in &recipe.layers {
@@ -85,7 +86,7 @@ impl Image {
             .collect();
         let config = json!({
             "created": CREATED,
-            "architecture": architecture(),
+            "architecture": architecture,
             "os": "linux",
             "config": recipe.config,
             "rootfs": {"type": "layers", "diff_ids": diff_ids},
@@ -93,6 +94,7 @@ impl Image {
         });
         Ok(Self {
             short: recipe.reference,
+            architecture,
             config: Blob::json(CONFIG, &config)?,
             plain,
             gzipped,
@@ -167,7 +169,7 @@ impl Image {
     fn index(&self, manifest: &Blob) -> Result<Vec<u8>> {
         let tag = self.short.rsplit(':').next().unwrap_or_default();
         let mut descriptor = manifest.descriptor();
-        descriptor["platform"] = json!({"architecture": architecture(), "os": "linux"});
+        descriptor["platform"] = json!({"architecture": self.architecture, "os": "linux"});
         // The tag alone is what the image-spec asks for; the second key carries the whole name, as docker does it.
         descriptor["annotations"] = json!({
             "org.opencontainers.image.ref.name": tag,
@@ -181,7 +183,7 @@ impl Image {
 const LAYOUT: &str = "{\"imageLayoutVersion\":\"1.0.0\"}";
 
 /// This machine's architecture, as OCI spells it.
-fn architecture() -> &'static str {
+pub(super) fn own_architecture() -> &'static str {
     match std::env::consts::ARCH {
         "x86_64" => "amd64",
         "aarch64" => "arm64",
@@ -204,11 +206,14 @@ mod tests {
     fn image(reference: &str) -> Image {
         let mut layer = Layer::default();
         layer.text("etc/motd", "hello\n");
-        Image::assemble(Recipe {
-            reference: reference.into(),
-            layers: vec![layer],
-            config: json!({}),
-        })
+        Image::assemble(
+            Recipe {
+                reference: reference.into(),
+                layers: vec![layer],
+                config: json!({}),
+            },
+            "amd64",
+        )
         .unwrap()
     }
 

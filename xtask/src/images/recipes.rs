@@ -2,6 +2,8 @@
 //!
 //! Every script traps SIGTERM: it is pid 1 of its container, and the kernel drops signals that pid 1 does not handle.
 
+use std::path::PathBuf;
+
 use anyhow::{Context as _, Result};
 use serde_json::{Value, json};
 
@@ -54,11 +56,23 @@ pub(crate) fn all(packages: &Packages) -> Result<Vec<Recipe>> {
 }
 
 fn busybox(packages: &Packages, reference: &str) -> Result<Recipe> {
+    busybox_with(reference, &packages.busybox, &applets(&packages.busybox)?)
+}
+
+/// busybox of any architecture, where what it contains is known already.
+pub(super) fn busybox_with(reference: &str, package: &Unpacked, applets: &[String]) -> Result<Recipe> {
     Ok(Recipe {
         reference: reference.into(),
-        layers: vec![busybox_layer(&packages.busybox)?],
+        layers: vec![busybox_layer(package, applets)?],
         config: json!({"Env": [PATH], "Cmd": ["sh"]}),
     })
+}
+
+/// The programs that busybox contains, as it says itself.
+pub(crate) fn applets(package: &Unpacked) -> Result<Vec<String>> {
+    let program = package.resolve("/bin/busybox")?;
+    let listed = command::output(std::process::Command::new(&program).arg("--list"))?;
+    Ok(listed.lines().map(str::to_owned).collect())
 }
 
 fn shell(packages: &Packages, reference: &str, script: &str) -> Result<Recipe> {
@@ -66,7 +80,10 @@ fn shell(packages: &Packages, reference: &str, script: &str) -> Result<Recipe> {
     own.script("usr/local/bin/start", script);
     Ok(Recipe {
         reference: reference.into(),
-        layers: vec![busybox_layer(&packages.busybox)?, own],
+        layers: vec![
+            busybox_layer(&packages.busybox, &applets(&packages.busybox)?)?,
+            own,
+        ],
         config: json!({"Env": [PATH], "Entrypoint": ["/usr/local/bin/start"], "WorkingDir": "/"}),
     })
 }
@@ -139,13 +156,12 @@ fn system_files(layer: &mut Layer) {
 }
 
 /// busybox and a link for each program it contains.
-fn busybox_layer(package: &Unpacked) -> Result<Layer> {
+fn busybox_layer(package: &Unpacked, applets: &[String]) -> Result<Layer> {
     let program = package.resolve("/bin/busybox")?;
-    let applets = command::output(std::process::Command::new(&program).arg("--list"))?;
     let mut layer = Layer::default();
     system_files(&mut layer);
     layer.copy("bin/busybox", &program)?;
-    for applet in applets.lines().filter(|applet| *applet != "busybox") {
+    for applet in applets.iter().filter(|applet| *applet != "busybox") {
         layer.link(&format!("bin/{applet}"), "busybox");
     }
     Ok(layer)
@@ -170,7 +186,7 @@ fn add_program(layer: &mut Layer, package: &Unpacked, path: &str) -> Result<()> 
     Ok(())
 }
 
-fn real(package: &Unpacked, inside: &std::path::Path) -> Result<std::path::PathBuf> {
+fn real(package: &Unpacked, inside: &std::path::Path) -> Result<PathBuf> {
     package.resolve(&inside.display().to_string())
 }
 

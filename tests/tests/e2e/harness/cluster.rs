@@ -33,42 +33,34 @@ pub(crate) struct Setup<'a> {
 
 /// A running fleet of one node.
 pub(crate) struct Cluster {
-    /// The node.
+    /// The node. It ends before the server does.
     pub(crate) node: Node,
-    broker: Option<Process>,
-    server: Option<Process>,
-    kubectl: PathBuf,
-    api: SocketAddr,
-    broker_address: SocketAddr,
-    mosquitto: bool,
-    server_words: Vec<String>,
-    dir: TempDir,
+    control: Control,
+}
+
+impl std::ops::Deref for Cluster {
+    type Target = Control;
+
+    fn deref(&self) -> &Control {
+        &self.control
+    }
+}
+
+impl std::ops::DerefMut for Cluster {
+    fn deref_mut(&mut self) -> &mut Control {
+        &mut self.control
+    }
 }
 
 impl Cluster {
     /// Starts everything and waits until the node is Ready.
     #[track_caller]
     pub(crate) fn start(setup: &Setup<'_>) -> Self {
-        let dir = tempfile::Builder::new().prefix("skiff-e2e-").tempdir().unwrap();
+        let control = Control::start(setup);
         let mut cluster = Self {
-            node: Node::new(dir.path(), "rover", setup.agent),
-            broker: None,
-            server: None,
-            kubectl: programs::kubectl(),
-            api: port::free(),
-            broker_address: port::free(),
-            mosquitto: setup.mosquitto,
-            server_words: setup.server.iter().map(ToString::to_string).collect(),
-            dir,
+            node: Node::new(control.dir(), "rover", setup.agent),
+            control,
         };
-        cluster.start_server();
-        if setup.mosquitto {
-            cluster.start_broker();
-        }
-        for image in setup.images {
-            let archive = programs::archive(image).display().to_string();
-            cluster.skiff(&["image", "import", &archive]).ok();
-        }
         let token = cluster.token("rover");
         cluster.node.join(&token);
         if let Some(url) = setup.broker_url {
@@ -92,9 +84,82 @@ impl Cluster {
     /// Waits until the node is Ready.
     #[track_caller]
     pub(crate) fn is_ready(&self) {
+        self.control.is_ready("rover", 30);
+    }
+
+    /// Drives this fleet with another kubectl.
+    pub(crate) fn with_kubectl(mut self, program: PathBuf) -> Self {
+        self.control.kubectl = program;
+        self
+    }
+
+    /// Waits until the API has no Pod and the kernel holds nothing of any.
+    #[track_caller]
+    pub(crate) fn is_empty(&self) {
+        wait("no Pod to be left", 30, || {
+            let pods = self.kubectl(&["get", "pods", "-A", "-o", "name"]).ok();
+            let known = self.node.ask("pods")?;
+            let mut left = self.node.leftovers();
+            left.extend(pods.lines().map(str::to_owned));
+            left.extend(known.as_array().into_iter().flatten().map(Value::to_string));
+            if left.is_empty() {
+                Ok(())
+            } else {
+                Err(left.join("\n"))
+            }
+        });
+    }
+}
+
+/// The server and its broker, without any node.
+pub(crate) struct Control {
+    broker: Option<Process>,
+    server: Option<Process>,
+    kubectl: PathBuf,
+    api: SocketAddr,
+    broker_address: SocketAddr,
+    mosquitto: bool,
+    server_words: Vec<String>,
+    dir: TempDir,
+}
+
+impl Control {
+    /// Starts them and imports the images.
+    #[track_caller]
+    pub(crate) fn start(setup: &Setup<'_>) -> Self {
+        let mut control = Self {
+            broker: None,
+            server: None,
+            kubectl: programs::kubectl(),
+            api: port::free(),
+            broker_address: port::free(),
+            mosquitto: setup.mosquitto,
+            server_words: setup.server.iter().map(ToString::to_string).collect(),
+            dir: tempfile::Builder::new().prefix("skiff-e2e-").tempdir().unwrap(),
+        };
+        control.start_server();
+        if setup.mosquitto {
+            control.start_broker();
+        }
+        for image in setup.images {
+            control.import(&programs::archive(image));
+        }
+        control
+    }
+
+    /// Gives an image to the server.
+    #[track_caller]
+    pub(crate) fn import(&self, archive: &Path) {
+        let archive = archive.display().to_string();
+        self.skiff(&["image", "import", &archive]).ok();
+    }
+
+    /// Waits until a node is Ready.
+    #[track_caller]
+    pub(crate) fn is_ready(&self, node: &str, seconds: u64) {
         let path = "jsonpath={.status.conditions[?(@.type==\"Ready\")].status}";
-        wait("the node to be Ready", 30, || {
-            let said = self.kubectl(&["get", "node", "rover", "-o", path]);
+        wait("the node to be Ready", seconds, || {
+            let said = self.kubectl(&["get", "node", node, "-o", path]);
             if said.out == "True" {
                 Ok(())
             } else {
@@ -181,12 +246,6 @@ impl Cluster {
     pub(crate) fn token(&self, node: &str) -> String {
         let printed = self.skiff(&["node", "enrol", node, "--token-only"]).ok();
         printed.trim().to_owned()
-    }
-
-    /// Drives this fleet with another kubectl.
-    pub(crate) fn with_kubectl(mut self, program: PathBuf) -> Self {
-        self.kubectl = program;
-        self
     }
 
     /// The administrator's kubeconfig.
@@ -342,26 +401,9 @@ impl Cluster {
         let value = serde_json::from_str(body).unwrap_or_else(|error| panic!("{error}: {body}"));
         (code.parse().unwrap(), value)
     }
-
-    /// Waits until the API has no Pod and the kernel holds nothing of any.
-    #[track_caller]
-    pub(crate) fn is_empty(&self) {
-        wait("no Pod to be left", 30, || {
-            let pods = self.kubectl(&["get", "pods", "-A", "-o", "name"]).ok();
-            let known = self.node.ask("pods")?;
-            let mut left = self.node.leftovers();
-            left.extend(pods.lines().map(str::to_owned));
-            left.extend(known.as_array().into_iter().flatten().map(Value::to_string));
-            if left.is_empty() {
-                Ok(())
-            } else {
-                Err(left.join("\n"))
-            }
-        });
-    }
 }
 
-impl Drop for Cluster {
+impl Drop for Control {
     fn drop(&mut self) {
         if std::thread::panicking() {
             for log in ["server.log", "mosquitto.log"] {

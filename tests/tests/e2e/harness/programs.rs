@@ -68,6 +68,14 @@ fn ours(name: &str) -> PathBuf {
     path
 }
 
+/// A file of the emulated board.
+pub(crate) fn board(name: &str) -> PathBuf {
+    let build = "cargo xtask test --only board";
+    let path = find("SKIFF_BOARD", "board", build).join(name);
+    assert!(path.exists(), "{} is not there; run: {build}", path.display());
+    path
+}
+
 /// A stand-in image: `name.tar` as `docker save` writes it.
 pub(crate) fn archive(name: &str) -> PathBuf {
     image(&format!("{name}.tar"))
