@@ -255,7 +255,15 @@ fn nothing_mounted_is_an_error() {
 
 #[test]
 fn shares_become_weights() {
-    for (shares, expected) in [(2, 1), (1024, 39), (262_144, 10_000)] {
+    for (shares, expected) in [
+        (0, 1),
+        (2, 1),
+        (3, 2),
+        (102, 17),
+        (1024, 100),
+        (2048, 174),
+        (262_144, 10_000),
+    ] {
         assert_eq!(weight(shares), expected);
     }
 }

@@ -29,6 +29,8 @@ pub(crate) struct Wanted<'a> {
     pub(crate) agent: &'a str,
     /// How it boots for the first time.
     pub(crate) boot: Boot,
+    /// What is done on the board before the agent joins.
+    pub(crate) before: &'a str,
     /// What the agent is started through.
     pub(crate) through: &'a str,
 }
@@ -67,6 +69,9 @@ impl Board {
         );
         for line in config.lines() {
             board.ok(&format!("echo '{line}' >>/data/agent.toml"));
+        }
+        if !wanted.before.is_empty() {
+            board.ok(wanted.before);
         }
         board.ok("sync");
         let token = board.control.token(NAME);

@@ -203,9 +203,21 @@ fn share(limits: &Limits) -> u64 {
     quota.saturating_mul(1_000_000) / limits.cpu_period_us.unwrap_or(100_000).max(1)
 }
 
-/// v1's shares of 2 to 262 144 on v2's scale of 1 to 10 000, as the OCI runtime specification converts them.
+/// v1's shares of 2 to 262 144 on v2's scale of 1 to 10 000: the curve through (2, 1), (1024, 100) and (262 144, 10 000)
+/// in logarithms, so that what nobody asked for has the default weight.
+///
+/// Source: opencontainers/cgroups, pull request 20; crun and libcontainer have the same, and a container's first weight is
+/// libcontainer's.
 pub(super) fn weight(shares: u64) -> u64 {
-    1 + (shares - 2) * 9999 / 262_142
+    const MOST: f64 = 10_000.0;
+    let shares = shares.clamp(2, 262_144);
+    let log = (shares as f64).log2();
+    if shares == 2 {
+        // Whatever the last bit of the sum below says.
+        return 1;
+    }
+    let exponent = (log * log + 125.0 * log) / 612.0 - 7.0 / 34.0;
+    10_f64.powf(exponent).ceil().clamp(1.0, MOST) as u64
 }
 
 /// A page size as the kernel names its files: `64KB`, `2MB`, `1GB`.
