@@ -596,8 +596,9 @@ impl Driver {
                     request: Box::new(request),
                     note,
                 };
+                // Its shim's task gets to it after this turn, and the turn ends with the journal's sync.
                 self.shims.send(container.pod, command);
-                None
+                Some(Event::Launched(container))
             }
             Err(message) => Some(Event::StartFailed {
                 container,

@@ -26,6 +26,17 @@ const ZIG: &str = "ziglang==0.17.0";
 /// Builds the agent for `target`, checks it and returns its path under `target/dist`.
 pub(crate) fn agent(workspace: &Workspace, target: &str) -> Result<PathBuf> {
     println!("agent for {target}");
+    let built = build(workspace, target, "skiff-agent", "skiff-agent")?;
+    let dist = workspace.target().join("dist");
+    files::make_dir(&dist)?;
+    let copy = dist.join(format!("skiff-agent-{target}"));
+    files::copy(&built, &copy)?;
+    check(workspace, &copy, target)?;
+    Ok(copy)
+}
+
+/// Builds a program of ours for `target`, as the agent is built.
+pub(crate) fn build(workspace: &Workspace, target: &str, package: &str, program: &str) -> Result<PathBuf> {
     std_for(workspace, target)?;
     let compiler = c_compiler(workspace, target)?;
     let lower = target.replace('-', "_");
@@ -36,12 +47,11 @@ pub(crate) fn agent(workspace: &Workspace, target: &str) -> Result<PathBuf> {
                 "--locked",
                 "--release",
                 "--package",
-                "skiff-agent",
+                package,
                 "--bin",
-                "skiff-agent",
-                "--target",
-                target,
+                program,
             ])
+            .args(["--target", target])
             .env(format!("CC_{lower}"), &compiler.cc)
             .env(format!("AR_{lower}"), &compiler.ar)
             .env("ZIG_GLOBAL_CACHE_DIR", workspace.tools().join("zig-cache"))
@@ -49,13 +59,7 @@ pub(crate) fn agent(workspace: &Workspace, target: &str) -> Result<PathBuf> {
             .env("CARGO_ENCODED_RUSTFLAGS", flags(workspace))
             .envs(source_date(workspace)),
     )?;
-    let built = workspace.target().join(target).join("release/skiff-agent");
-    let dist = workspace.target().join("dist");
-    files::make_dir(&dist)?;
-    let copy = dist.join(format!("skiff-agent-{target}"));
-    files::copy(&built, &copy)?;
-    check(workspace, &copy, target)?;
-    Ok(copy)
+    Ok(workspace.target().join(target).join("release").join(program))
 }
 
 /// The agent knows when it was built: by the sources' date, the same sources give the same bytes.

@@ -1,7 +1,7 @@
 //! Containers: image, start, end, restart.
 
 use skiff_protocol::uid::Uid;
-use skiff_protocol::wire::spec::Container;
+use skiff_protocol::wire::spec::{Container, RestartPolicy};
 use skiff_protocol::wire::status::Terminated;
 
 use crate::backoff::Backoff;
@@ -56,6 +56,19 @@ impl ContainerState {
         if let (true, Some(last)) = (record.done, &record.last) {
             self.phase = Phase::Done(last.clone());
         }
+    }
+
+    /// The journal has the start of this attempt and not its end.
+    pub(crate) fn recall_start(&mut self, attempt: u32) {
+        self.restart_count = attempt;
+        self.ran = true;
+        self.interrupted = true;
+    }
+
+    /// Whether its start must be durable before it happens: it may run once only, or its count has been promised to go up.
+    /// The first start of others is written down when it has happened, for it is waited for.
+    fn starts_durably(&self, policy: RestartPolicy) -> bool {
+        self.restart_count > 0 || (self.kind == Kind::Regular && policy == RestartPolicy::Never)
     }
 
     /// Brings it nearer to running; its turn has come.
@@ -304,6 +317,11 @@ impl Core {
             since: now.mono,
             container_id,
         };
+        // A first start that nothing had to wait for. One of an init container is of no use after a reboot: in another
+        // sandbox it runs again.
+        self.note_start(now, reference, |container, durably| {
+            !durably && container.kind != Kind::Init
+        });
         let name = &reference.name;
         let mut out = Out {
             changed: true,
@@ -324,6 +342,34 @@ impl Core {
         }
         self.take_out(now, reference.pod, out);
         self.reconcile(now, reference.pod);
+    }
+
+    /// Nothing is in the way of a start any more: it happens now.
+    pub(crate) fn launched(&mut self, now: Now, reference: &ContainerRef) {
+        self.note_start(now, reference, |container, durably| {
+            durably && container.phase == Phase::Starting
+        });
+    }
+
+    /// Puts a start into the journal, so that after a reboot it is known to have been; if it is one of `these`, told whether
+    /// it has to be durable first.
+    fn note_start(
+        &mut self,
+        now: Now,
+        reference: &ContainerRef,
+        these: impl Fn(&ContainerState, bool) -> bool,
+    ) {
+        let Some(policy) = self.pods.get(&reference.pod).and_then(|it| it.pod.as_ref()) else {
+            return;
+        };
+        let policy = policy.restart_policy;
+        let Some(container) = self.current(reference) else {
+            return;
+        };
+        if these(container, container.starts_durably(policy)) {
+            let record = Record::Started(reference.pod, reference.name.clone(), reference.attempt);
+            self.record(now, vec![record]);
+        }
     }
 
     pub(crate) fn start_failed(&mut self, now: Now, reference: &ContainerRef, error: StartError) {
@@ -354,6 +400,10 @@ impl Core {
                     "Failed",
                     format!("Error: {message}"),
                 );
+                let key = (reference.pod, reference.name.clone());
+                if self.durable.started.get(&key) == Some(&reference.attempt) {
+                    self.record(now, vec![Record::NotStarted(key.0, key.1)]);
+                }
                 self.touch(now, reference.pod);
             }
             StartError::Failed { exit_code, message } => {
@@ -387,7 +437,8 @@ impl Core {
 
     /// Nobody saw how it ended; what that leads to is left for later.
     pub(crate) fn container_lost(&mut self, now: Now, reference: &ContainerRef) {
-        let message = "the container's shim ended; how the container ended is not known".to_owned();
+        let message =
+            "the node or the container's shim ended; how the container ended is not known".to_owned();
         let end = terminated(
             "ContainerStatusUnknown",
             LOST_EXIT_CODE,
@@ -396,6 +447,18 @@ impl Core {
             message,
         );
         self.note_end(now, reference, end);
+    }
+
+    /// Of containers whose start is in the journal and which nobody found: they went with the power, or with their shims.
+    pub(crate) fn lose_interrupted(&mut self, now: Now) {
+        let lost = self.pods.values().flat_map(|state| {
+            let all = state.containers.iter().filter(|it| it.interrupted);
+            all.map(|it| it.reference(state.uid))
+        });
+        let lost: Vec<ContainerRef> = lost.collect();
+        for reference in lost {
+            self.container_lost(now, &reference);
+        }
     }
 
     fn ended(&mut self, now: Now, reference: &ContainerRef, end: Terminated) {
@@ -425,11 +488,17 @@ impl Core {
         };
         cut(&mut end.message);
         let replace = std::mem::take(&mut container.replace);
+        // What went with the node has not crashed.
+        let blameless = replace || std::mem::take(&mut container.interrupted);
         let restart = goes_on && policy.is_some_and(|policy| replace || container.restarts(policy, &end));
         container.process_gone();
         container.last = Some(end.clone());
         if restart {
-            let wait = if replace { 0 } else { container.crash.crashed(ran) };
+            let wait = if blameless {
+                0
+            } else {
+                container.crash.crashed(ran)
+            };
             container.phase = Phase::Backoff {
                 until: now.mono + wait,
                 wait,

@@ -26,6 +26,9 @@ pub enum Event {
     NotDurable(u64),
     /// The image of this container is being fetched; said between [`crate::Effect::EnsureImage`] and its answer.
     Pulling(ContainerRef),
+    /// Nothing is in the way of this start any more; said between [`crate::Effect::Start`] and its answer, and done once the
+    /// records that follow are durable.
+    Launched(ContainerRef),
     /// The image of this container is in the store.
     ImageReady {
         /// Which.
@@ -246,6 +249,8 @@ pub struct Probed {
 /// Where an observed container is.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ObservedPhase {
+    /// Its start was under way when the agent ended, and still is or has just failed.
+    Starting,
     /// It runs, since this many seconds after 1970.
     Running(i64),
     /// It ended.

@@ -203,6 +203,7 @@ impl Core {
             Event::Pulling(container) => self.pulling(now, &container),
             Event::ImageReady { container, image_id } => self.image_ready(now, &container, image_id),
             Event::ImageFailed { container, error } => self.image_failed(now, &container, error),
+            Event::Launched(container) => self.launched(now, &container),
             Event::SandboxReady(uid) => self.sandbox_ready(now, uid),
             Event::SandboxFailed(uid, message) => self.sandbox_failed(now, uid, &message),
             Event::Started {

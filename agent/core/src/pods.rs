@@ -44,6 +44,7 @@ impl Core {
         for found in observed {
             self.adopt(now, found);
         }
+        self.lose_interrupted(now);
         let without = self.pods.values_mut().filter(|it| it.sandbox == Step::Absent);
         without.for_each(PodState::begin_anew);
         let all: Vec<Uid> = self.pods.keys().copied().collect();
@@ -109,6 +110,13 @@ impl Core {
             // An attempt before the last one, which is in the journal: it never came to run.
             return;
         }
+        container.interrupted = false;
+        if found.phase == ObservedPhase::Starting {
+            // The same attempt is asked for again, and whoever began it tells what became of it.
+            container.restart_count = found.attempt.saturating_sub(1);
+            container.ran = found.attempt > 0;
+            return;
+        }
         let known = container.ran && found.attempt == container.restart_count;
         container.restart_count = found.attempt;
         // What is not known counts as what is wanted: nothing that runs is ended on a guess.
@@ -116,6 +124,7 @@ impl Core {
         container.ran = true;
         container.image_id = found.image_id;
         match found.phase {
+            ObservedPhase::Starting => {}
             ObservedPhase::Running(started_at) => {
                 container.image = Image::Ready;
                 container.phase = Phase::Running {
@@ -197,8 +206,12 @@ impl Core {
         };
         let mut state = PodState::new(uid, pod, accepted_at);
         for container in &mut state.containers {
-            if let Some(record) = self.durable.containers.get(&(uid, container.name.clone())) {
+            let key = (uid, container.name.clone());
+            if let Some(record) = self.durable.containers.get(&key) {
                 container.recall(record);
+            }
+            if let Some(attempt) = self.durable.started.get(&key) {
+                container.recall_start(*attempt);
             }
         }
         state.rejected = invalid.or_else(|| self.durable.rejected.get(&uid).cloned());

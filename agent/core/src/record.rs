@@ -35,6 +35,10 @@ pub enum Record {
     Failed(Uid, String, String),
     /// The Pod's `activeDeadlineSeconds` count from this time on, by the clock as it is now set.
     Counted(Uid, i64),
+    /// This attempt of a container was started. It runs until a [`Record::Container`] says how it ended.
+    Started(Uid, String, u32),
+    /// That start came to nothing before anything ran.
+    NotStarted(Uid, String),
 }
 
 impl Record {
@@ -81,6 +85,8 @@ pub struct Recovered {
     pub failed: BTreeMap<Uid, (String, String)>,
     /// What a Pod's deadline counts from, where that is not when it was accepted.
     pub counted: BTreeMap<Uid, i64>,
+    /// Attempts that were started and whose end is not known, per Pod and container name.
+    pub started: BTreeMap<(Uid, String), u32>,
 }
 
 impl Recovered {
@@ -97,6 +103,7 @@ impl Recovered {
                     self.failed.remove(uid);
                     self.counted.remove(uid);
                     self.containers.retain(|(pod, _), _| pod != uid);
+                    self.started.retain(|(pod, _), _| pod != uid);
                 }
                 self.objects.remove(&key);
             }
@@ -105,7 +112,9 @@ impl Recovered {
             // The end of a container may be noted while the removal of its Pod is on its way.
             Record::Container(uid, record) => {
                 if self.objects.contains_key(&ObjectKey::Pod(uid)) {
-                    self.containers.insert((uid, record.name.clone()), record);
+                    let key = (uid, record.name.clone());
+                    self.started.remove(&key);
+                    self.containers.insert(key, record);
                 }
             }
             Record::Rejected(uid, reason, message) => {
@@ -123,6 +132,12 @@ impl Recovered {
                     self.counted.insert(uid, since);
                 }
             }
+            Record::Started(uid, name, attempt) => {
+                if self.objects.contains_key(&ObjectKey::Pod(uid)) {
+                    self.started.insert((uid, name), attempt);
+                }
+            }
+            Record::NotStarted(uid, name) => drop(self.started.remove(&(uid, name))),
         }
     }
 
@@ -155,6 +170,8 @@ impl Recovered {
                 .iter()
                 .map(|(uid, since)| Record::Counted(*uid, *since)),
         );
+        let started = self.started.iter();
+        out.extend(started.map(|((uid, name), attempt)| Record::Started(*uid, name.clone(), *attempt)));
         out
     }
 

@@ -116,6 +116,8 @@ pub(crate) struct ContainerState {
     pub(crate) digest: u64,
     /// It has been started in this boot or an earlier one.
     pub(crate) ran: bool,
+    /// The journal has its start and not its end, and nobody has found it running yet.
+    pub(crate) interrupted: bool,
     pub(crate) last: Option<Terminated>,
     pub(crate) crash: Backoff,
     pub(crate) pull: Backoff,
@@ -198,6 +200,7 @@ impl ContainerState {
             restart_count: 0,
             digest: 0,
             ran: false,
+            interrupted: false,
             last: None,
             crash: Backoff::default(),
             pull: Backoff::default(),

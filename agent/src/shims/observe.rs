@@ -1,7 +1,6 @@
 //! What a shim knows of its containers, as the core wants to hear it when an agent finds it running.
 //!
-//! Always holds: of each container the latest attempt counts; one that is still being started is not told of here,
-//! for its end is not known yet.
+//! Always holds: of each container the latest attempt counts.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -100,14 +99,14 @@ pub(super) fn observe(uid: Uid, dir: &Path, state: &protocol::State) -> Observed
             latest.insert(&container.name, container);
         }
     }
-    let containers = latest.into_values().filter_map(|it| {
+    let containers = latest.into_values().map(|it| {
         let note = read_note(&note_path(dir, &it.id));
         let phase = match &it.phase {
-            Phase::Starting => return None,
+            Phase::Starting => ObservedPhase::Starting,
             Phase::Running { started_at, .. } => ObservedPhase::Running(started_at.unix_ns / 1_000_000_000),
             Phase::Exited(exit) => ObservedPhase::Exited(exit_of(exit)),
         };
-        Some(ObservedContainer {
+        ObservedContainer {
             name: it.name.clone(),
             attempt: it.attempt,
             container_id: container_id(uid, &it.id),
@@ -118,7 +117,7 @@ pub(super) fn observe(uid: Uid, dir: &Path, state: &protocol::State) -> Observed
                 .map(|it| it.spec_digest),
             phase,
             probed: read_probed(dir, &it.id),
-        })
+        }
     });
     ObservedPod {
         uid,

@@ -11,7 +11,6 @@ use std::time::{Duration, Instant};
 
 use crate::disk::{Account, Cut, Disk};
 use crate::harness::process::{Process, Said, tail};
-use crate::harness::programs;
 
 /// How long a boot may take: emulated, on a machine with other work.
 const BOOT: Duration = Duration::from_secs(180);
@@ -57,7 +56,7 @@ impl Machine {
         let disk = Disk::plug(image, &dir.join("disk.sock"));
         let (socket, log) = (dir.join("console.sock"), dir.join("console.log"));
         std::fs::remove_file(&socket).ok();
-        let mut command = Command::new(programs::board("start"));
+        let mut command = Command::new(crate::node::file("start"));
         command
             .args(["-no-reboot", "-chardev"])
             .arg(format!(

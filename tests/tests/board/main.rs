@@ -10,3 +10,5 @@ mod disk;
 mod limits;
 mod machine;
 mod node;
+mod payload;
+mod power;

@@ -9,8 +9,9 @@ use std::process::Command;
 use serde_json::Value;
 
 use crate::disk::{Account, Cut};
+use crate::harness::cluster::Control;
 use crate::harness::process::{Said, tail};
-use crate::harness::{Control, Setup, programs, wait};
+use crate::harness::{Setup, programs, wait};
 use crate::machine::{Boot, Machine};
 
 /// How the board finds this machine's loopback.
@@ -21,6 +22,11 @@ pub(crate) const NAME: &str = "board";
 
 /// How long things may take on an emulated machine that is busy.
 pub(crate) const PATIENCE: u64 = 120;
+
+/// A file that the board is made of.
+pub(crate) fn file(name: &str) -> PathBuf {
+    programs::find("SKIFF_BOARD", "board", "cargo xtask test --only board").join(name)
+}
 
 /// What a test wants of its board.
 #[derive(Default)]
@@ -53,7 +59,7 @@ impl Board {
             server: &["--advertise", HOST],
             ..Setup::default()
         });
-        control.import(&programs::board("images/busybox.tar"));
+        control.import(&file("images/busybox.tar"));
         let image = control.dir().join("disk.img");
         format(&image, 1 << 30);
         let mut board = Self {
@@ -151,6 +157,25 @@ impl Board {
             }
             Ok(value)
         })
+    }
+
+    /// The same, unless the agent has ended.
+    pub(crate) fn try_answer(&mut self, what: &str) -> Result<Value, String> {
+        for _ in 0..PATIENCE * 4 {
+            if let Ok(value) = self.ask(what)
+                && value.get("error").is_none()
+            {
+                return Ok(value);
+            }
+            if self.run("kill -0 $(cat /run/agent.pid)").code != 0 {
+                return Err(format!(
+                    "the agent ended: {}",
+                    self.run("tail -n 5 /run/agent.log").out
+                ));
+            }
+            std::thread::sleep(std::time::Duration::from_millis(250));
+        }
+        Err("the agent does not answer".to_owned())
     }
 
     /// Waits until a Pod runs with all its containers.

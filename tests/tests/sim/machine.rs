@@ -89,13 +89,13 @@ impl Machine {
             containers: shim
                 .containers
                 .iter()
-                .filter_map(|(name, it)| {
+                .map(|(name, it)| {
                     let phase = match &it.life {
-                        Life::Starting => return None,
+                        Life::Starting => ObservedPhase::Starting,
                         Life::Running(since) => ObservedPhase::Running(*since),
                         Life::Exited(exit) => ObservedPhase::Exited(exit.clone()),
                     };
-                    Some(ObservedContainer {
+                    ObservedContainer {
                         name: name.clone(),
                         attempt: it.attempt,
                         container_id: container_id(name, it.attempt),
@@ -103,7 +103,7 @@ impl Machine {
                         spec_digest: Some(it.digest),
                         phase,
                         probed: it.probed,
-                    })
+                    }
                 })
                 .collect(),
         });

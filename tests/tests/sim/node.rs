@@ -440,8 +440,15 @@ impl Node {
         shim.containers.insert(container.name.clone(), instance);
         let shim = shim.id;
         let slow = if turn.unlucky(10) { 20_000 } else { 300 };
-        turn.later(5, slow, Work::StartDone { container, shim });
-        None
+        turn.later(
+            5,
+            slow,
+            Work::StartDone {
+                container: container.clone(),
+                shim,
+            },
+        );
+        Some(Event::Launched(container))
     }
 
     fn stop(&mut self, turn: &mut Turn<'_>, container: ContainerRef, urgency: Urgency) {

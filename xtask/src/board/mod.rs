@@ -49,9 +49,12 @@ pub(crate) fn prepare(workspace: &Workspace) -> Result<Board> {
     let busybox = foreign.unpack(&["busybox-static"])?;
     let qemu = setup::emulator(workspace, SUITE)?;
     let agent = dist::agent(workspace, TARGET)?;
+    let unsynced = dist::build(workspace, TARGET, "skiff-tests", "unsynced")?;
     // What busybox can do, asked of this machine's own: the foreign one does not run here.
     let applets = images::applets(&Suite::named(workspace, SUITE)?.unpack(&["busybox-static"])?)?;
-    let root = root(&kernel, &busybox, &applets, &agent)?;
+    let mut root = root(&kernel, &busybox, &applets)?;
+    root.copy("bin/skiff-agent", &agent)?;
+    root.copy("bin/unsynced", &unsynced)?;
     files::copy(kernel.image(), &dir.join("vmlinuz"))?;
     files::write(&dir.join("root.cpio"), root.to_cpio()?)?;
     files::write_program(&dir.join("start"), &start(&qemu, &dir))?;
@@ -59,8 +62,8 @@ pub(crate) fn prepare(workspace: &Workspace) -> Result<Board> {
     Ok(Board { dir })
 }
 
-/// The root file system: busybox, the modules, the agent and process 1.
-fn root(kernel: &Kernel, busybox: &Unpacked, applets: &[String], agent: &Path) -> Result<Layer> {
+/// The root file system without programs of ours: busybox, the modules and process 1.
+fn root(kernel: &Kernel, busybox: &Unpacked, applets: &[String]) -> Result<Layer> {
     let mut root = Layer::default();
     for dir in ["dev", "proc", "sys", "new", "run", "tmp", "root"] {
         root.dir(dir, 0o755, 0);
@@ -70,7 +73,6 @@ fn root(kernel: &Kernel, busybox: &Unpacked, applets: &[String], agent: &Path) -
         root.link(&format!("bin/{applet}"), "busybox");
     }
     root.link("sbin", "bin");
-    root.copy("bin/skiff-agent", agent)?;
     root.script("init", include_str!("init.sh"));
     root.script("up", include_str!("up.sh"));
     root.text("etc/passwd", "root:x:0:0:root:/root:/bin/sh\n");

@@ -1,6 +1,7 @@
 //! A start of the agent: what runs is taken over, what shall run is brought up, what nobody wants is ended.
 
-use skiff_core::ObservedPhase::{Exited, Running};
+use skiff_core::ObservedPhase::{Exited, Running, Starting};
+use skiff_core::StartError;
 use skiff_protocol::wire::spec::RestartPolicy;
 
 use crate::bench::{check, container, exit, found, found_pod, pod, pod_with};
@@ -109,6 +110,72 @@ fn a_reboot_starts_what_shall_run() {
         }
         b.exited("done/app#0", 0);
         b.exited("tried/app#0", 1);
+        b.restart(Vec::new());
+    });
+}
+
+/// `restartPolicy: Never`: what ran when the power went has run, however it ended.
+#[test]
+fn a_container_that_runs_once_is_not_run_again_after_a_reboot() {
+    check("reboot-never", |b| {
+        b.pods(&[pod_with("job", |it| it.restart_policy = RestartPolicy::Never)]);
+        b.sandbox_ready("job");
+        b.image_ready("job/app#0");
+        b.note("it may be running already, whatever is heard of it");
+        b.restart(Vec::new());
+    });
+}
+
+#[test]
+fn a_count_that_was_told_is_not_taken_back_by_a_reboot() {
+    check("reboot-count", |b| {
+        b.pods(&[pod("web")]);
+        b.run("web");
+        b.exited("web/app#0", 1);
+        b.image_ready("web/app#1");
+        b.started("web/app#1");
+        b.restart(Vec::new());
+        b.note("and what went with the node waits for no back-off");
+        b.sandbox_ready("web");
+        b.image_ready("web/app#2");
+        b.started("web/app#2");
+    });
+}
+
+#[test]
+fn a_start_that_is_under_way_is_asked_for_again_under_its_number() {
+    check("adopt-starting", |b| {
+        b.pods(&[pod_with("job", |it| it.restart_policy = RestartPolicy::Never)]);
+        b.sandbox_ready("job");
+        b.image_ready("job/app#0");
+        b.restart(vec![found_pod(
+            "job",
+            2,
+            vec![found(&container("app"), 0, Starting)],
+        )]);
+        b.image_ready("job/app#0");
+        b.started("job/app#0");
+    });
+}
+
+#[test]
+fn a_start_that_came_to_nothing_may_be_tried_after_a_reboot() {
+    check("reboot-not-started", |b| {
+        b.pods(&[pod_with("job", |it| it.restart_policy = RestartPolicy::Never)]);
+        b.sandbox_ready("job");
+        b.image_ready("job/app#0");
+        b.start_failed(
+            "job/app#0",
+            StartError::Config("the Pod has no network".to_owned()),
+        );
+        b.note("one that lacks what it needs leaves nothing in the journal, however often it is tried");
+        b.unmet = true;
+        b.wait(10);
+        b.image_ready("job/app#0");
+        b.start_failed(
+            "job/app#0",
+            StartError::Config("configmap \"c\" not found".to_owned()),
+        );
         b.restart(Vec::new());
     });
 }

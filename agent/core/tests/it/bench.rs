@@ -151,6 +151,8 @@ pub(crate) struct Bench {
     pub(crate) journal: Vec<Vec<Record>>,
     /// Batches are not answered for.
     pub(crate) hold: bool,
+    /// Starts come to nothing before they begin: what a container needs is not there.
+    pub(crate) unmet: bool,
     held: Vec<(u64, Vec<Record>)>,
     pub(crate) generation: u64,
     pub(crate) index: Index,
@@ -185,6 +187,7 @@ impl Bench {
             text: String::new(),
             journal: Vec::new(),
             hold: false,
+            unmet: false,
             held: Vec::new(),
             generation: 0,
             index: Index::default(),
@@ -209,13 +212,25 @@ impl Bench {
         let _ = writeln!(self.text, "{}.{:03} {said}", self.now / 1000, self.now % 1000);
         let tick = event == Event::Tick;
         let effects = self.core.handle(self.now(), event);
-        let mut appended = Vec::new();
+        let (mut appended, mut launched) = (Vec::new(), Vec::new());
         for effect in effects {
-            if let Effect::Append { token, records } = &effect {
-                appended.push((*token, records.clone()));
+            match &effect {
+                Effect::Append { token, records } => appended.push((*token, records.clone())),
+                Effect::Start(container) => launched.push(container.clone()),
+                _ => {}
             }
             let line = show(&effect);
             let _ = writeln!(self.text, "    {line}");
+        }
+        for container in launched.into_iter().filter(|_| !self.unmet) {
+            for effect in self.core.handle(self.now(), Event::Launched(container)) {
+                let line = show(&effect);
+                let _ = writeln!(self.text, "    {line}");
+                match effect {
+                    Effect::Append { token, records } => appended.push((token, records)),
+                    _ => panic!("a launch leads to records alone\n{}", self.text),
+                }
+            }
         }
         if tick {
             let next = self.core.next_deadline();
@@ -571,6 +586,8 @@ fn show_record(record: &Record) -> String {
         Record::Rejected(uid, reason, _) => format!("rejected {} {reason}", name_of(*uid)),
         Record::Failed(uid, reason, _) => format!("failed {} {reason}", name_of(*uid)),
         Record::Counted(uid, since) => format!("counted {} from {:+}", name_of(*uid), since - EPOCH),
+        Record::Started(uid, name, attempt) => format!("started {}/{name}#{attempt}", name_of(*uid)),
+        Record::NotStarted(uid, name) => format!("not started {}/{name}", name_of(*uid)),
     }
 }
 

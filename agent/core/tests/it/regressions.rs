@@ -186,7 +186,7 @@ fn what_ran_keeps_its_place_over_a_restart_of_the_agent() {
         "after a restart of the agent"
     );
     b.restart(Vec::new());
-    assert_eq!(phases(&b), [Phase::Failed, Phase::Pending], "after a reboot");
+    assert_eq!(phases(&b), [Phase::Failed, Phase::Running], "after a reboot");
 }
 
 #[test]

@@ -12,7 +12,7 @@ pub(crate) mod process;
 pub(crate) mod programs;
 pub(crate) mod wait;
 
-pub(crate) use cluster::{Cluster, Control, Setup};
+pub(crate) use cluster::{Cluster, Setup};
 pub(crate) use kernel::Init;
 pub(crate) use pods::{pod, shell};
 pub(crate) use process::{Process, Said};

@@ -9,7 +9,8 @@ fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().to_owned()
 }
 
-fn find(variable: &str, fallback: &str, command: &str) -> PathBuf {
+/// What a variable names, or else `fallback` below `target/`; `command` brings it.
+pub(crate) fn find(variable: &str, fallback: &str, command: &str) -> PathBuf {
     let path = match std::env::var_os(variable) {
         Some(value) => PathBuf::from(value),
         None => root().join("target").join(fallback),
@@ -64,14 +65,6 @@ pub(crate) fn agent() -> PathBuf {
 fn ours(name: &str) -> PathBuf {
     let build = "cargo build --package skiff --package skiff-agent";
     let path = find("SKIFF_BIN_DIR", "debug", build).join(name);
-    assert!(path.exists(), "{} is not there; run: {build}", path.display());
-    path
-}
-
-/// A file of the emulated board.
-pub(crate) fn board(name: &str) -> PathBuf {
-    let build = "cargo xtask test --only board";
-    let path = find("SKIFF_BOARD", "board", build).join(name);
     assert!(path.exists(), "{} is not there; run: {build}", path.display());
     path
 }
