@@ -50,6 +50,8 @@ struct State {
     flushes: u64,
     written: u64,
     health: Health,
+    /// The power goes at the so many-th write or flush from now on.
+    fuse: Option<u64>,
     /// The power is off.
     off: bool,
 }
@@ -86,6 +88,7 @@ impl Disk {
             flushes: 0,
             written: 0,
             health: Health::Good,
+            fuse: None,
             off: false,
         }));
         std::fs::remove_file(socket).ok();
@@ -112,6 +115,16 @@ impl Disk {
     /// From now on it behaves so.
     pub(crate) fn set(&self, health: Health) {
         lock(&self.state).health = health;
+    }
+
+    /// The power goes while it deals with the so many-th write or flush from now on, whenever that comes.
+    pub(crate) fn cut_at(&self, request: u64) {
+        lock(&self.state).fuse = Some(request);
+    }
+
+    /// Whether the power has gone by itself.
+    pub(crate) fn is_off(&self) -> bool {
+        lock(&self.state).off
     }
 
     /// Bytes written to it so far.
@@ -163,6 +176,20 @@ fn lock(state: &Mutex<State>) -> MutexGuard<'_, State> {
 }
 
 impl State {
+    /// Whether the fuse ends with this request.
+    fn burns(&mut self, kind: u64) -> bool {
+        if !matches!(kind, 1 | 3 | 6) || self.off {
+            return false;
+        }
+        match &mut self.fuse {
+            Some(left) => {
+                *left = left.saturating_sub(1);
+                *left == 0
+            }
+            None => false,
+        }
+    }
+
     fn read(&self, at: u64, length: usize) -> std::io::Result<Vec<u8>> {
         let mut bytes = vec![0; length];
         self.file.read_exact_at(&mut bytes, at)?;
@@ -229,8 +256,15 @@ fn serve(mut stream: UnixStream, state: &Mutex<State>) -> std::io::Result<()> {
         stream.read_exact(&mut data)?;
         let (error, answer) = {
             let mut state = lock(state);
+            if state.burns(kind) {
+                // In the cache at most, and never answered: who waits for it waits until the machine is off.
+                if kind == 1 {
+                    state.write(at, &data, false)?;
+                }
+                state.off = true;
+            }
             if state.off {
-                return Ok(());
+                continue;
             }
             let through = flags & 1 != 0;
             let failing = state.health == Health::Failing;
@@ -317,6 +351,7 @@ mod tests {
             flushes: 0,
             written: 0,
             health: Health::Good,
+            fuse: None,
             off: false,
         }
     }

@@ -83,8 +83,12 @@ impl Story {
         }
     }
 
-    /// Some changes, then the power goes at a moment that nothing waits for.
+    /// Some changes, meanwhile or after which the power goes: in the middle of a write to the disk, mostly.
     fn changes(&mut self) {
+        if self.rng.percent(80) {
+            let request = self.rng.between(1, 90);
+            self.board.machine().disk().cut_at(request);
+        }
         for _ in 0..self.rng.between(2, 6) {
             let alive = self.known.values().filter(|it| !it.deleting).count();
             match self.rng.below(10) {
@@ -93,6 +97,9 @@ impl Story {
                 _ => self.crash(),
             }
             std::thread::sleep(Duration::from_millis(self.rng.below(900)));
+            if self.board.machine().disk().is_off() {
+                return;
+            }
             self.observe();
         }
         std::thread::sleep(Duration::from_millis(self.rng.below(1500)));
