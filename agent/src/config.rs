@@ -84,6 +84,11 @@ pub(crate) struct Config {
     pub cdi_dirs: Vec<PathBuf>,
     /// The first id of the host that a Pod with `hostUsers: false` may be given; each has 65,536 of them.
     pub user_ids_base: u32,
+    /// The kernel ends an agent whose loop has not turned for so many seconds, so that what started it starts it again; Pods
+    /// are not touched. 10 to 3600, or 0 for never.
+    pub watchdog_seconds: u32,
+    /// A watchdog device, `/dev/watchdog`: the machine is reset when no agent has answered for twice `watchdog_seconds`.
+    pub watchdog_device: Option<PathBuf>,
     /// What Pods may ask of this node that reaches beyond them.
     pub policy: Policy,
     /// When the node is short of something.
@@ -239,6 +244,8 @@ impl Default for Config {
             seccomp_dir: None,
             cdi_dirs: vec![PathBuf::from("/etc/cdi"), PathBuf::from("/var/run/cdi")],
             user_ids_base: USER_IDS,
+            watchdog_seconds: 60,
+            watchdog_device: None,
             policy: Policy::default(),
             eviction: Eviction::default(),
             devices: Vec::new(),
@@ -310,6 +317,14 @@ impl Config {
         ensure!(
             self.user_ids_base >= USER_IDS,
             "user_ids_base: must be at least 65536: the ids below are the node's own"
+        );
+        ensure!(
+            self.watchdog_seconds == 0 || (10..=3600).contains(&self.watchdog_seconds),
+            "watchdog_seconds: must be 10 to 3600, or 0 for none"
+        );
+        ensure!(
+            self.watchdog_device.is_none() || self.watchdog_seconds > 0,
+            "watchdog_device: needs watchdog_seconds, whose double is its time"
         );
         self.check_policy()?;
         self.check_devices()?;
@@ -431,6 +446,11 @@ mod tests {
             ("agent_memory = 1", "agent_memory: "),
             ("pull_memory = 1", "pull_memory: "),
             ("user_ids_base = 1000", "user_ids_base: "),
+            ("watchdog_seconds = 9", "watchdog_seconds: "),
+            (
+                "watchdog_seconds = 0\nwatchdog_device = \"/dev/watchdog\"",
+                "watchdog_device: ",
+            ),
             (
                 "policy.allow = [\"host-netwrok\"]",
                 "policy.allow: \"host-netwrok\" is not one of \"host-network\", \"host-pid\", \"host-ipc\", \

@@ -44,6 +44,7 @@ use crate::plan::{self, Facts, Lookup};
 use crate::probes::Probes;
 use crate::renewal::Renewal;
 use crate::shims::{Command, Place, Shims};
+use crate::watchdog::Watchdog;
 use signal::{SIGTERM, signal_number};
 use volumes::Volumes;
 
@@ -95,6 +96,7 @@ pub(crate) struct Driver {
     /// A sandbox came or went since the network was looked at.
     network_stale: bool,
     volumes: Volumes,
+    watchdog: Watchdog,
 }
 
 impl Driver {
@@ -120,6 +122,7 @@ impl Driver {
         inputs: mpsc::Receiver<Input>,
     ) -> Self {
         let renewal = Renewal::new(place.executable.clone(), config.state_dir.clone());
+        let watchdog = Watchdog::new(&config);
         Self {
             config,
             identity,
@@ -147,6 +150,7 @@ impl Driver {
             network: Network::default(),
             network_stale: true,
             volumes: Volumes::new(),
+            watchdog,
         }
     }
 
@@ -171,6 +175,8 @@ impl Driver {
         self.event(found);
         self.tidy_volumes(&running);
         self.settle();
+        let status = self.summary();
+        self.watchdog.ready(&status);
         tokio::pin!(stop);
         let mut rest = Some(Box::pin(tokio::time::sleep(REST)));
         loop {
@@ -200,11 +206,16 @@ impl Driver {
                 turn = self.renewal.next() => self.renew(turn).await,
                 // What it waits for is kept over the turns.
                 wake = self.node.watch.wake() => self.watched(wake),
+                () = sleep_for(self.watchdog.due()) => {
+                    self.watchdog.alive();
+                    self.say_status();
+                }
                 () = &mut stop => break,
             }
             self.settle();
         }
         info!("stopping; Pods run on");
+        self.watchdog.stopping();
         self.link.close(self.core.epoch()).await;
         Ok(())
     }
@@ -304,10 +315,12 @@ impl Driver {
             Incoming::Up => {
                 let info = self.node.info(&self.config, &self.place);
                 self.event(Event::LinkUp(info));
+                self.say_status();
             }
             Incoming::Down => {
                 self.streams.close_all();
                 self.event(Event::LinkDown);
+                self.say_status();
             }
             Incoming::Message(message, token) => {
                 self.unacked.push(token);

@@ -27,6 +27,7 @@ mod shims;
 mod show;
 mod stop;
 mod volumes;
+mod watchdog;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;

@@ -21,6 +21,23 @@ use crate::shims::{Command, NOTE_FORMAT, Note, last_words};
 const START_TIMEOUT_MS: u64 = 60_000;
 
 impl Driver {
+    /// How the agent is, in one line.
+    pub(super) fn summary(&self) -> String {
+        let pods = self.core.statuses().count();
+        let link = if self.link.counters().connected {
+            "connected"
+        } else {
+            "not connected; Pods run on"
+        };
+        format!("{pods} Pods, {link}")
+    }
+
+    /// Has the service manager know it.
+    pub(super) fn say_status(&mut self) {
+        let status = self.summary();
+        self.watchdog.status(|| status);
+    }
+
     /// Has a probe tried once.
     pub(super) fn probe(&mut self, container: ContainerRef, kind: ProbeKind) -> Option<Event> {
         match self.probe_of(&container, kind) {

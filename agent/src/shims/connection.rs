@@ -143,15 +143,18 @@ pub(super) async fn next(connection: &mut Option<Connection>) -> io::Result<ToCl
 pub(super) async fn start_shim(place: &Place, dir: &Path) -> Result<Connection, String> {
     let executable = &place.executable;
     let failed = |what: &str, error: io::Error| format!("{what} {}: {error}", executable.display());
-    let mut child = tokio::process::Command::new(executable)
+    let mut command = tokio::process::Command::new(executable);
+    command
         .arg("shim")
         .arg("--pod-dir")
         .arg(dir)
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
-        .stderr(Stdio::inherit())
-        .spawn()
-        .map_err(|error| failed("cannot run", error))?;
+        .stderr(Stdio::inherit());
+    for name in crate::watchdog::VARIABLES {
+        command.env_remove(name);
+    }
+    let mut child = command.spawn().map_err(|error| failed("cannot run", error))?;
     let mut ready = [0; 1];
     let mut stdout = child.stdout.take().ok_or("the shim has no output")?;
     stdout

@@ -22,6 +22,7 @@ pub mod seccomp;
 pub mod terminal;
 mod tree;
 pub mod volume;
+pub mod watchdog;
 
 pub use error::{KernelError, Result};
 

@@ -143,6 +143,12 @@ impl Machine {
         account
     }
 
+    /// Waits until the machine is reset by itself, which is its end here.
+    #[track_caller]
+    pub(crate) fn resets(mut self, seconds: u64) {
+        self.process.ends(seconds);
+    }
+
     /// Ends it in order: everything is on the disk.
     #[track_caller]
     pub(crate) fn off(mut self) -> Account {

@@ -12,3 +12,4 @@ mod machine;
 mod node;
 mod payload;
 mod power;
+mod wedged;

@@ -135,6 +135,12 @@ impl Board {
         self.machine.take().expect("the board is on").cut(how)
     }
 
+    /// The board resets itself.
+    #[track_caller]
+    pub(crate) fn resets(&mut self, seconds: u64) {
+        self.machine.take().expect("the board is on").resets(seconds);
+    }
+
     /// Waits until the server has heard of the node since.
     #[track_caller]
     pub(crate) fn is_ready(&self) {

@@ -5,13 +5,15 @@
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::os::unix::net::UnixDatagram;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use serde_json::{Value, json};
 
 use crate::harness::pods::{IDLE, NUMBERS, numbers};
 use crate::harness::wait::stays;
-use crate::harness::{Cluster, Init, pod, shell, until, wait};
+use crate::harness::{Cluster, Init, kernel, pod, shell, until, wait};
 
 fn start() -> (Cluster, BTreeSet<Init>) {
     let cluster = Cluster::busybox();
@@ -137,6 +139,48 @@ fn a_damaged_journal_stops_the_agent_and_touches_nothing() {
     fs::write(&segment, &whole).unwrap();
     cluster.node.start();
     nothing_happened(&cluster, &inits, 0);
+}
+
+#[test]
+fn a_service_manager_hears_how_the_agent_is() {
+    let (mut cluster, inits) = start();
+    cluster.node.stop();
+    let socket = cluster.dir().join("notify");
+    let manager = UnixDatagram::bind(&socket).unwrap();
+    manager.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+    let hears = || -> String {
+        let mut bytes = [0; 512];
+        let count = manager.recv(&mut bytes).expect("a word within 20 s");
+        String::from_utf8_lossy(&bytes[..count]).into_owned()
+    };
+    cluster.node.environment = vec![
+        ("NOTIFY_SOCKET", socket.display().to_string()),
+        ("WATCHDOG_USEC", "2000000".to_owned()),
+    ];
+    cluster.node.start();
+    assert_eq!(hears(), "READY=1\nSTATUS=2 Pods, not connected; Pods run on\n");
+    let (mut alive, mut connected) = (0, false);
+    while alive < 4 || !connected {
+        match hears().as_str() {
+            "WATCHDOG=1\n" => alive += 1,
+            "STATUS=2 Pods, connected\n" => connected = true,
+            other => panic!("{other:?}"),
+        }
+    }
+    // What the agent starts is nothing that the manager knows.
+    cluster.run(&pod("late", &shell(IDLE), Value::Null));
+    let shims = kernel::processes(&cluster.node.run.join("node/pods"));
+    assert!(!shims.is_empty());
+    for (pid, line) in shims {
+        let environment = fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
+        let environment = String::from_utf8_lossy(&environment);
+        assert!(!environment.contains("NOTIFY_SOCKET"), "{line}: {environment}");
+    }
+    cluster.node.stop();
+    while hears() != "STOPPING=1\nSTATUS=stopping; Pods run on\n" {}
+    assert!(cluster.node.inits().is_superset(&inits));
+    cluster.node.environment.clear();
+    cluster.node.start();
 }
 
 /// Where a segment's frames begin.

@@ -37,6 +37,8 @@ pub(crate) struct Node {
     pub(crate) cgroup: String,
     bridge: String,
     log: PathBuf,
+    /// More of the agent's environment.
+    pub(crate) environment: Vec<(&'static str, String)>,
     process: Option<Process>,
     joined: bool,
 }
@@ -64,6 +66,7 @@ impl Node {
             cgroup: format!("skiff-e2e-{pid}-{count}"),
             bridge: format!("ske{}-{count}", pid % 1_000_000),
             log: dir.join(format!("{name}.log")),
+            environment: Vec::new(),
             process: None,
             joined: false,
         };
@@ -120,6 +123,7 @@ impl Node {
     pub(crate) fn launch(&mut self) {
         let mut command = Command::new(programs::agent());
         command.arg("run").arg("--config").arg(&self.config);
+        command.envs(self.environment.iter().map(|(name, value)| (*name, value)));
         self.process = Some(Process::start(command, &self.log));
     }
 
