@@ -6,12 +6,14 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use skiff_core::{ContainerRef, Event, ImageError};
-use skiff_images::pull::{Platform, PullError, PullReason, PullReport, PullRequest, Source, SourceKind};
+use skiff_images::pull::{
+    Platform, PullError, PullReason, PullReport, PullRequest, Source, SourceKind, Wrote,
+};
 use skiff_images::{Image, Store};
 use skiff_protocol::image_ref::ImageRef;
 use skiff_protocol::wire::spec::PullPolicy;
@@ -56,6 +58,8 @@ pub(crate) struct Images {
     /// The pulls under way, by reference.
     pulls: BTreeMap<String, Pull>,
     unreachable: Unreachable,
+    /// What pulls have written since the start, and how many there were.
+    wrote: Arc<Mutex<(Wrote, u64)>>,
 }
 
 /// A pull that waits for its turn or has it.
@@ -116,12 +120,18 @@ impl Images {
             waiting: BTreeMap::new(),
             pulls: BTreeMap::new(),
             unreachable: Unreachable::default(),
+            wrote: Arc::default(),
         })
     }
 
     /// The node's certificate is another from now on.
     pub(crate) fn renewed(&mut self, identity: Arc<Identity>) {
         self.identity = identity;
+    }
+
+    /// What pulls have written since the start, and how many there were.
+    pub(crate) fn wrote(&self) -> (Wrote, u64) {
+        *self.wrote.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The image that a container is started from.
@@ -262,6 +272,7 @@ impl Images {
         let (executable, inputs, permits) =
             (self.executable.clone(), self.inputs.clone(), self.permits.clone());
         let own = self.own.clone();
+        let wrote = self.wrote.clone();
         let turn = Arc::new(OnceLock::new());
         let (taken, key) = (turn.clone(), image.clone());
         let task = tokio::spawn(async move {
@@ -269,7 +280,13 @@ impl Images {
             if let Ok(permit) = permits.acquire_owned().await {
                 let _ = taken.set(permit);
             }
-            let result = run(&executable, &own, &request, PATIENCE).await;
+            let counted = |more: Wrote| {
+                let mut sum = wrote.lock().unwrap_or_else(PoisonError::into_inner);
+                sum.0.bytes += more.bytes;
+                sum.0.syncs += more.syncs;
+                sum.1 += 1;
+            };
+            let result = run(&executable, &own, &request, PATIENCE, counted).await;
             let result = result.unwrap_or_else(|error| {
                 Err(PullError {
                     reason: PullReason::ErrImagePull,
@@ -352,6 +369,7 @@ async fn run(
     own: &Own,
     request: &PullRequest,
     patience: Duration,
+    counted: impl Fn(Wrote),
 ) -> Result<Result<(), PullError>> {
     let mut child = Command::new(executable)
         .arg("pull")
@@ -384,6 +402,7 @@ async fn run(
         }
         match serde_json::from_str(&line)? {
             PullReport::Progress(_) => {}
+            PullReport::Wrote(wrote) => counted(wrote),
             PullReport::Ok(_) => last = Some(Ok(())),
             PullReport::Error(error) => last = Some(Err(error)),
         }

@@ -103,6 +103,7 @@ fn status(driver: &Driver) -> Value {
             "usedBytes": journal.used,
             "capacityBytes": journal.capacity,
         },
+        "disk": disk(driver),
         "refused": {
             "desired": counters.desired_refused,
             "objects": counters.objects_refused,
@@ -110,6 +111,17 @@ fn status(driver: &Driver) -> Value {
             "eventsLost": counters.events_lost,
         },
         "startMicroseconds": driver.latencies,
+    })
+}
+
+/// What was written to the disk since the start, by what for. What the kernel counts is whole pages.
+fn disk(driver: &Driver) -> Value {
+    let journal = driver.ledger.stats();
+    let (images, pulls) = driver.images.wrote();
+    json!({
+        "journal": { "bytes": journal.bytes_written, "syncs": journal.syncs },
+        "images": { "bytes": images.bytes, "syncs": images.syncs, "pulls": pulls },
+        "agent": { "bytes": skiff_images::pull::written_bytes() },
     })
 }
 

@@ -93,6 +93,8 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Show the agent's figures in Prometheus' text format
+    Metrics,
     /// Show the Pods of this node
     Pods {
         /// As JSON
@@ -158,6 +160,7 @@ fn command() -> Result<ExitCode> {
             println!("joined as node {node}; start it with: skiff-agent run");
         }
         Command::Status { json } => show::status(&local::ask(&config.run_dir, "status")?, json),
+        Command::Metrics => print!("{}", show::metrics(&local::ask(&config.run_dir, "status")?)),
         Command::Pods { json } => show::pods(&local::ask(&config.run_dir, "pods")?, json),
         Command::Doctor => return Ok(doctor::run(&config)),
         Command::Stop => stop::run(&config)?,

@@ -35,6 +35,14 @@ const LOCK: &str = "lock";
 /// Raised when the files of the store change their meaning; another version is refused, never guessed at.
 const FORMAT: u32 = 1;
 
+/// Times that this process has had the disk flush its cache.
+static SYNCS: AtomicU64 = AtomicU64::new(0);
+
+/// Times that this process has had the disk flush its cache.
+pub(crate) fn syncs() -> u64 {
+    SYNCS.load(Ordering::Relaxed)
+}
+
 /// `images/<manifest>.json`.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
@@ -260,6 +268,7 @@ impl Store {
     pub(crate) fn commit_layer(&self, unpacked: &Path, diff_id: &Digest) -> Result<(), Error> {
         let tree = File::open(unpacked).map_err(Error::io("open", unpacked))?;
         rustix::fs::syncfs(&tree).map_err(Error::sys("sync the file system of", unpacked))?;
+        SYNCS.fetch_add(1, Ordering::Relaxed);
         let target = self.layer_path(diff_id);
         match fs::rename(unpacked, &target) {
             Ok(()) => {}
@@ -411,6 +420,7 @@ fn write_record<T: Serialize>(stage: &Stage, path: &Path, record: &T) -> Result<
     let mut file = File::create(&tmp).map_err(Error::io("create", &tmp))?;
     file.write_all(&bytes).map_err(Error::io("write", &tmp))?;
     file.sync_all().map_err(Error::io("sync", &tmp))?;
+    SYNCS.fetch_add(1, Ordering::Relaxed);
     fs::rename(&tmp, path).map_err(Error::io("rename a record to", path))?;
     let directory = path.parent().unwrap_or(path);
     sync_dir(directory)
@@ -418,7 +428,9 @@ fn write_record<T: Serialize>(stage: &Stage, path: &Path, record: &T) -> Result<
 
 fn sync_dir(path: &Path) -> Result<(), Error> {
     let directory = File::open(path).map_err(Error::io("open", path))?;
-    directory.sync_all().map_err(Error::io("sync", path))
+    directory.sync_all().map_err(Error::io("sync", path))?;
+    SYNCS.fetch_add(1, Ordering::Relaxed);
+    Ok(())
 }
 
 /// Removes a file or a tree; that it is not there is fine.

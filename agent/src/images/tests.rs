@@ -213,7 +213,7 @@ async fn a_pull_without_progress_is_killed() {
             limits: Default::default(),
             not_before_unix: 0,
         };
-        let error = run(&path, &Own::default(), &request, Duration::from_secs(1))
+        let error = run(&path, &Own::default(), &request, Duration::from_secs(1), |_| {})
             .await
             .unwrap()
             .unwrap_err();

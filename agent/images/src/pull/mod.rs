@@ -13,9 +13,11 @@ use std::time::{Duration, Instant};
 use skiff_protocol::image_ref::{Digest, ImageRef};
 
 use crate::limits::{MAX_MESSAGE_BYTES, MAX_REQUEST_BYTES, MAX_SOURCES};
-use crate::store::Store;
+use crate::store::{self, Store};
 use attempt::{Attempt, Failure};
-pub use request::{Platform, Progress, PullError, PullReason, PullReport, PullRequest, Source, SourceKind};
+pub use request::{
+    Platform, Progress, PullError, PullReason, PullReport, PullRequest, Source, SourceKind, Wrote,
+};
 
 /// The least time between two progress lines of one layer.
 const PROGRESS_INTERVAL: Duration = Duration::from_millis(250);
@@ -40,11 +42,24 @@ pub fn main() -> ExitCode {
         }
         Err(error) => PullReport::Error(error),
     };
-    let written = write_line(&mut output, &last);
+    let wrote = Wrote {
+        bytes: written_bytes(),
+        syncs: store::syncs(),
+    };
+    let written =
+        write_line(&mut output, &PullReport::Wrote(wrote)).and_then(|()| write_line(&mut output, &last));
     match (last, written) {
         (PullReport::Ok(_), Ok(())) => ExitCode::SUCCESS,
         _ => ExitCode::FAILURE,
     }
+}
+
+/// Bytes that this process has had written to disks, in whole pages (proc_pid_io(5)); 0 where the kernel does not count.
+#[must_use]
+pub fn written_bytes() -> u64 {
+    let io = std::fs::read_to_string("/proc/self/io").unwrap_or_default();
+    let line = io.lines().find_map(|line| line.strip_prefix("write_bytes: "));
+    line.and_then(|it| it.trim().parse().ok()).unwrap_or(0)
 }
 
 fn read_request(input: impl Read) -> Result<PullRequest, PullError> {

@@ -162,10 +162,22 @@ impl fmt::Display for Platform {
 pub enum PullReport {
     /// A layer is under way. At most a few lines a second, and always one at its end.
     Progress(Progress),
+    /// What the pull has cost the flash, before the last line.
+    Wrote(Wrote),
     /// The image is in the store, under this manifest digest.
     Ok(Digest),
     /// It is not.
     Error(PullError),
+}
+
+/// What was written to the disk.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Wrote {
+    /// Bytes, as the kernel counts them for the process: whole pages.
+    pub bytes: u64,
+    /// Calls that made the disk flush its cache.
+    pub syncs: u64,
 }
 
 /// How far a layer is.
