@@ -120,6 +120,7 @@ impl Driver {
         place: Place,
         floor: Arc<AtomicU64>,
         inputs: mpsc::Receiver<Input>,
+        began: Instant,
     ) -> Self {
         let renewal = Renewal::new(place.executable.clone(), config.state_dir.clone());
         let watchdog = Watchdog::new(&config);
@@ -136,7 +137,7 @@ impl Driver {
             streams,
             place,
             floor,
-            began: Instant::now(),
+            began,
             renewal,
             inputs,
             unsynced: Vec::new(),
@@ -168,7 +169,8 @@ impl Driver {
             .find(&self.core.wanted())
             .await
             .context("cannot look for running Pods")?;
-        info!(pods = found.len(), "found running Pods");
+        let adopted_us = u64::try_from(self.began.elapsed().as_micros()).unwrap_or(u64::MAX);
+        info!(pods = found.len(), adopted_us, "found running Pods");
         let running: Vec<Uid> = found.iter().map(|it| it.uid).collect();
         let mut found = Event::Observed(found);
         self.add_last_words(&mut found);

@@ -197,6 +197,7 @@ fn logging() {
 }
 
 async fn run(config: config::Config) -> Result<()> {
+    let began = std::time::Instant::now();
     let config = Arc::new(config);
     let identity = Arc::new(identity::Identity::load(&config.state_dir)?);
     let (ledger, recovered, outcome) = open_ledger(&config, &identity)
@@ -253,6 +254,7 @@ async fn run(config: config::Config) -> Result<()> {
     let streams = logs::Streams::default();
     let driver = driver::Driver::new(
         config, identity, node, core, ledger, link, images, shims, probes, streams, place, floor, inputs,
+        began,
     );
     driver.run(queries, stopped()).await
 }
@@ -307,7 +309,7 @@ fn prepare(config: &config::Config, node: &node::Node, cgroups: Cgroups) -> Resu
     };
     cgroups.ensure_parent(&config.cgroup, &budget)?;
     let own = own::Own::enter(config, &cgroups);
-    for (_, message) in node::lacking(&cgroups) {
+    for (_, message) in node::lacking(&cgroups).into_iter().chain(node::blind()) {
         warn!("{message}");
     }
     let bin = config.run_dir.join("bin");

@@ -15,7 +15,7 @@ use skiff_sys::doctor;
 
 use crate::config::Config;
 use crate::devices::Devices;
-use crate::pressure::Watch;
+use crate::pressure::{self, Watch};
 use crate::shims::Place;
 
 /// The machine, as far as it does not change.
@@ -248,7 +248,7 @@ impl Node {
         if let Some(message) = &self.certificate {
             bad("CertificateExpiring", "RenewalFailed", message.clone());
         }
-        for (kind, message) in lacking(&place.cgroups) {
+        for (kind, message) in lacking(&place.cgroups).into_iter().chain(blind()) {
             bad(kind, "KernelLacks", message);
         }
         out
@@ -336,7 +336,27 @@ pub(crate) fn lacking(cgroups: &Cgroups) -> Vec<(&'static str, String)> {
             "the kernel has no devices cgroup controller; use one with CONFIG_CGROUP_DEVICE".to_owned(),
         ));
     }
+    if cgroups.version() != Version::V2 {
+        out.push((
+            "CgroupV1",
+            "control groups are version 1: memory.min, memory.high and memory.oom.group are not to be had; add \
+             cgroup_no_v1=all to the kernel's command line"
+                .to_owned(),
+        ));
+    }
     out
+}
+
+/// What the kernel does not tell of shortages, with the fix.
+pub(crate) fn blind() -> Option<(&'static str, String)> {
+    let fix = || {
+        format!(
+            "the kernel has no pressure stall information, so shortages of memory are noticed every {} s at best; add \
+             psi=1 to the kernel's command line",
+            pressure::EASE.as_secs()
+        )
+    };
+    (!Path::new(pressure::PSI).exists()).then(|| ("PressureStallUnavailable", fix()))
 }
 
 /// A field of `/proc/meminfo`, in bytes.

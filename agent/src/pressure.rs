@@ -36,7 +36,7 @@ use crate::node::meminfo;
 pub(crate) use usage::{Measured, ToMeasure};
 
 /// Between looks while all is well.
-const EASE: Duration = Duration::from_secs(10);
+pub(crate) const EASE: Duration = Duration::from_secs(10);
 
 /// Between looks while something is short or a condition stands.
 const SHORT: Duration = Duration::from_secs(1);
@@ -51,7 +51,7 @@ const MEMORY_AVAILABLE: u64 = 100 << 20;
 /// seconds is what the kernel gives without CAP_SYS_RESOURCE too, and the last byte is one that it takes for the end.
 const STALL: &str = "some 300000 2000000\n";
 
-const PSI: &str = "/proc/pressure/memory";
+pub(crate) const PSI: &str = "/proc/pressure/memory";
 
 /// How much of something there is, and how much of that is free.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -315,18 +315,33 @@ impl Fleet {
         let token = self.token(Self::NODE)?;
         let mut join = Command::new(&self.binaries.agent);
         command::quiet_with(join.args(words::join(&self.layout)), &token)?;
-        let log = self.layout.dir.join("agent.log");
-        self.processes.push(Process::start(
-            "agent",
-            &self.binaries.agent,
-            &words::run(&self.layout),
-            log,
-        )?);
+        self.start_agent()?;
         self.wait("the node to be Ready", Duration::from_secs(30), |fleet| {
             let path = "jsonpath={.status.conditions[?(@.type==\"Ready\")].status}";
             let said = command::output(&mut fleet.kubectl(&["get", "node", Self::NODE, "-o", path]));
             Ok(said.is_ok_and(|text| text == "True").then_some(()))
         })
+    }
+
+    /// Starts the agent, with a log of its own.
+    pub(crate) fn start_agent(&mut self) -> Result<()> {
+        let log = self.layout.dir.join("agent.log");
+        let (program, words) = (&self.binaries.agent, words::run(&self.layout));
+        self.processes
+            .push(Process::start("agent", program, &words, log)?);
+        Ok(())
+    }
+
+    /// SIGTERM to one of our processes; Pods go on without their agent.
+    pub(crate) fn stop(&mut self, name: &str) {
+        if let Some(at) = self.processes.iter().position(|it| it.name == name) {
+            self.processes.remove(at).stop();
+        }
+    }
+
+    /// Ends every Pod of the node and removes what a reboot would; the agent must not be running.
+    pub(crate) fn end_pods(&self) -> Result<()> {
+        command::quiet(Command::new(&self.binaries.agent).args(words::stop(&self.layout)))
     }
 
     /// A join token for a node.
@@ -418,7 +433,10 @@ impl Fleet {
 
 impl Drop for Fleet {
     fn drop(&mut self) {
-        if self.processes.len() == 2
+        let has = |name: &str| self.processes.iter().any(|it| it.name == name);
+        let (server, agent) = (has("server"), has("agent"));
+        if server
+            && agent
             && let Err(error) = self.delete_pods()
         {
             eprintln!("warning: pods were not deleted in order: {error:#}");
@@ -428,10 +446,7 @@ impl Drop for Fleet {
             process.stop();
         }
         // Pods outlive their agent by design: this ends those that could not be deleted.
-        if self.processes.len() == 2
-            && let Err(error) =
-                command::quiet(Command::new(&self.binaries.agent).args(words::stop(&self.layout)))
-        {
+        if agent && let Err(error) = self.end_pods() {
             eprintln!("warning: {error:#}");
         }
         leftovers::sweep(

@@ -67,6 +67,9 @@ impl Failed {
     }
 }
 
+/// Bytes on the disk below which the end of a Pod is no help. A writable layer that nobody has written to has a few blocks.
+const LEAST_DISK: u64 = 1 << 20;
+
 /// What a node can be short of.
 #[derive(Clone, Copy)]
 enum Short {
@@ -89,6 +92,14 @@ impl Short {
             Self::Memory => usage.memory,
             Self::Disk => usage.disk,
             Self::Pids => usage.pids,
+        }
+    }
+
+    /// Who uses less gives nothing back by going: a disk that others have filled ends no Pod.
+    fn least(self) -> u64 {
+        match self {
+            Self::Memory | Self::Pids => 1,
+            Self::Disk => LEAST_DISK,
         }
     }
 
@@ -207,7 +218,7 @@ impl Core {
                 .filter(|it| it.lives() && it.any_alive())?;
             let pod = state.pod.as_ref()?;
             let (used, request) = (short.used(usage), short.request(&Requests::of(pod)));
-            (used > 0).then_some((pod, used, request))
+            (used >= short.least()).then_some((pod, used, request))
         });
         let (pod, used, request) = candidates.max_by_key(|(pod, used, request)| {
             let over = used.saturating_sub(*request);

@@ -6,7 +6,10 @@
 #[path = "../e2e/harness/mod.rs"]
 mod harness;
 
+mod cold;
+mod degraded;
 mod disk;
+mod faults;
 mod limits;
 mod machine;
 mod node;

@@ -2,6 +2,7 @@
 //!
 //! Compare within one run only. A figure that could not be had is a row that says why, never a blank.
 
+mod boots;
 mod own;
 mod peers;
 mod table;

@@ -16,7 +16,7 @@ use crate::http;
 
 use super::peers::Peer;
 use super::table::{Row, Spread};
-use super::{MANY, PODS, ROUNDS, whole};
+use super::{MANY, PODS, ROUNDS, boots, whole};
 
 /// SPECIFICATION's numbers.
 pub(super) mod promise {
@@ -100,6 +100,7 @@ pub(crate) fn measure(fleet: &mut Fleet, peers: &[Peer], idle: Duration) -> Resu
         "",
     ));
     rows.extend(idle_rows(fleet, agent, &shims, idle)?);
+    rows.extend(boots::rows(fleet, MANY)?);
     Ok(rows)
 }
 

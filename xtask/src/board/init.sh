@@ -6,6 +6,8 @@
 #   board.options=LIST    more options to mount it with
 #   board.token=TOKEN     join a fleet with this at the first start, and run the agent at every start
 #   board.offline         leave the network alone; `up` brings it up later
+#   board.without=MODULE  neither this kernel module nor those after it that need it
+#   cgroup_v1             control groups of version 1
 export PATH=/bin HOME=/root TERM=vt102
 
 # pivot_root, which every container needs, is refused on the kernel's own first root: move to a tmpfs.
@@ -24,8 +26,10 @@ mount -t devpts -o mode=620,ptmxmode=666 devpts /dev/pts
 mount -t tmpfs -o mode=755,size=64m tmpfs /run
 word() { sed -n "s/.*board\.$1=\([^ ]*\).*/\1/p" /proc/cmdline; }
 
+without=$(word without)
 for module in $(cat /lib/modules/order); do
-    insmod /lib/modules/$module.ko || echo "board: no module $module"
+    [ "$module" = "$without" ] && continue
+    insmod /lib/modules/$module.ko 2>/run/insmod || [ -n "$without" ] || echo "board: no module $module"
 done
 if grep -q cgroup_v1 /proc/cmdline; then
     mount -t tmpfs cgroup /sys/fs/cgroup

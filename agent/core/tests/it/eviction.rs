@@ -85,6 +85,28 @@ fn a_pod_that_uses_more_disk_than_it_may() {
     });
 }
 
+/// The node's own logs may have filled the disk.
+#[test]
+fn who_has_nothing_on_the_disk_is_not_evicted_for_it() {
+    check("eviction-disk-of-others", |b| {
+        b.pods(&[asks("a", None, None)]);
+        b.run("a");
+        let pressure = |disk| Pressure {
+            disk: Some(String::new()),
+            usage: vec![Usage {
+                pod: uid("a"),
+                disk,
+                pids: 9,
+                memory: 9 << 20,
+            }],
+            ..Pressure::default()
+        };
+        b.event("disk pressure", Event::Pressure(pressure((1 << 20) - 1)));
+        b.note("and with something of its own");
+        b.event("disk pressure", Event::Pressure(pressure(1 << 20)));
+    });
+}
+
 #[test]
 fn disk_and_processes_have_their_own_use() {
     check("eviction-disk", |b| {
