@@ -311,7 +311,9 @@ pub(crate) fn lacking(cgroups: &Cgroups) -> Vec<(&'static str, String)> {
         if !cgroups.controllers().contains(controller) {
             out.push((
                 kind,
-                format!("the kernel has no {controller} cgroup controller; {fix}"),
+                format!(
+                    "the kernel has no {controller} cgroup controller, so such limits of Pods are not kept; {fix}"
+                ),
             ));
         }
     };

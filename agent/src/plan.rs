@@ -23,7 +23,7 @@ mod mounts;
 mod sandbox;
 mod security;
 
-pub(crate) use limits::{NodeLimits, limits};
+pub(crate) use limits::{Lacks, NodeLimits, limits};
 pub(crate) use sandbox::{SandboxFacts, domain, sandbox};
 pub(crate) use security::APPARMOR_DEFAULT;
 

@@ -127,6 +127,8 @@ pub(crate) struct Watch {
     files: BTreeMap<Uid, u64>,
     /// What the core was told to be short or held: memory, disk, processes.
     told: [bool; 3],
+    /// The file system of the state directory takes no writes.
+    read_only: bool,
 }
 
 impl Watch {
@@ -148,6 +150,7 @@ impl Watch {
             measured: None,
             files: BTreeMap::new(),
             told: [false; 3],
+            read_only: false,
         }
     }
 
@@ -214,6 +217,7 @@ impl Watch {
                 .or_else(|| below("inodes: ", it.files_free, files, false).filter(|_| it.files > 0));
             let text = format!("{} MiB of disk are available", it.available >> 20);
             changed |= self.disk.see(short, text, now, hold);
+            changed |= std::mem::replace(&mut self.read_only, it.read_only) != it.read_only;
         }
         if let Some(it) = reading.pids {
             let least = limits.pid_available.of(it.total);
@@ -222,9 +226,10 @@ impl Watch {
                 .pids
                 .see(below("", it.available, least, false), text, now, hold);
         }
-        let busy = [&self.memory, &self.disk, &self.pids]
-            .iter()
-            .any(|it| it.stands());
+        let busy = self.read_only
+            || [&self.memory, &self.disk, &self.pids]
+                .iter()
+                .any(|it| it.stands());
         self.next = now + if busy { SHORT } else { EASE };
         changed
     }
@@ -238,7 +243,7 @@ impl Watch {
             reason: if signal.stands() { bad } else { good }.to_owned(),
             message: signal.text.clone(),
         };
-        vec![
+        let mut out = vec![
             one(
                 "MemoryPressure",
                 &self.memory,
@@ -257,7 +262,19 @@ impl Watch {
                 "NodeHasSufficientPID",
                 "NodeHasInsufficientPID",
             ),
-        ]
+        ];
+        if self.read_only {
+            // The node problem detector's name for it.
+            out.push(NodeCondition {
+                kind: "ReadonlyFilesystem".to_owned(),
+                status: true,
+                reason: "FilesystemIsReadOnly".to_owned(),
+                message: "the file system of the state directory is read-only: what runs goes on and nothing new starts; \
+                          look for its error in the kernel's log, check it, and mount it read-write"
+                    .to_owned(),
+            });
+        }
+        out
     }
 
     /// What to tell the core: what is short, as long as it is, with what each Pod uses of it; then, once, which conditions

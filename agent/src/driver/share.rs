@@ -14,7 +14,7 @@ use skiff_sys::cgroup::Version;
 
 use super::Driver;
 use crate::devices::{self, Edits};
-use crate::plan::{self, NodeLimits, SandboxFacts};
+use crate::plan::{self, Lacks, NodeLimits, SandboxFacts};
 use crate::pressure::{All, ToMeasure, Wake};
 
 impl Driver {
@@ -30,6 +30,7 @@ impl Driver {
 
     /// What of the node decides about limits.
     pub(super) fn limits(&self) -> NodeLimits<'_> {
+        let lacks = |name: &str| !self.place.cgroups.controllers().contains(name);
         NodeLimits {
             pids: self.config.pids_per_container,
             allocatable_memory: self.node.allocatable_memory(&self.config),
@@ -37,6 +38,11 @@ impl Driver {
             unified: self.place.cgroups.version() == Version::V2,
             memory_qos: self.config.memory_qos,
             block_device: &|path| devices::numbers(path, true),
+            lacks: Lacks {
+                memory: lacks("memory"),
+                cpu: lacks("cpu"),
+                pids: lacks("pids"),
+            },
         }
     }
 

@@ -42,6 +42,36 @@ pub(crate) struct NodeLimits<'a> {
     pub memory_qos: bool,
     /// Finds the numbers of a block device.
     pub block_device: Numbers<'a>,
+    /// What the kernel cannot keep.
+    pub lacks: Lacks,
+}
+
+/// Controllers that the kernel lacks. Limits of theirs are left out, and a condition of the node says so: what can run
+/// without its limit runs.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Lacks {
+    pub memory: bool,
+    pub cpu: bool,
+    pub pids: bool,
+}
+
+impl Lacks {
+    /// What of the limits the kernel keeps.
+    fn kept(self, limits: Limits) -> Limits {
+        let mut kept = limits;
+        if self.memory {
+            (kept.memory_bytes, kept.memory_min) = (None, None);
+            (kept.memory_low, kept.memory_high) = (None, None);
+            kept.oom_group = false;
+        }
+        if self.cpu {
+            (kept.cpu_quota_us, kept.cpu_period_us, kept.cpu_shares) = (None, None, None);
+        }
+        if self.pids {
+            kept.pids = None;
+        }
+        kept
+    }
 }
 
 /// Limits of one container.
@@ -76,7 +106,7 @@ pub(crate) fn limits(pod: &PodSpec, spec: &Container, node: &NodeLimits<'_>) -> 
         let high = request.saturating_add(between / 10 * THROTTLE_TENTHS);
         out.memory_high = Some(high / PAGE * PAGE).filter(|it| *it > request);
     }
-    Ok(out)
+    Ok(node.lacks.kept(out))
 }
 
 /// Limits of the Pod as a whole: its own where it has them, else the sum where every container has one.
@@ -100,7 +130,7 @@ pub(crate) fn pod_limits(pod: &PodSpec, node: &NodeLimits<'_>) -> Limits {
         let of = move |it: &Resources| it.hugepages.iter().find(|it| it.0 == size).map(|it| it.1);
         of(own).unwrap_or_else(|| total(pod, &move |it| of(it).unwrap_or(0)))
     };
-    Limits {
+    node.lacks.kept(Limits {
         memory_bytes: memory,
         cpu_quota_us: cpu.map(quota),
         cpu_period_us: cpu.map(|_| CPU_PERIOD_US),
@@ -110,7 +140,7 @@ pub(crate) fn pod_limits(pod: &PodSpec, node: &NodeLimits<'_>) -> Limits {
             .filter(|it| *it > 0),
         hugepages: sizes.into_iter().map(|size| (size, pages(size))).collect(),
         ..Default::default()
-    }
+    })
 }
 
 /// What the Pod needs at most at once: all containers and sidecars together, or one init container beside the sidecars

@@ -73,6 +73,11 @@ pub(super) const NONE: NodeLimits<'static> = NodeLimits {
     hugepages: &[],
     unified: false,
     memory_qos: false,
+    lacks: Lacks {
+        memory: false,
+        cpu: false,
+        pids: false,
+    },
     block_device: &|path| match path.to_str() {
         Some("/dev/x") => Ok((8, 16)),
         _ => Err(format!("device {}: not found", path.display())),

@@ -19,6 +19,7 @@ fn watch() -> Watch {
         measured: None,
         files: BTreeMap::new(),
         told: [false; 3],
+        read_only: false,
     }
 }
 
@@ -106,6 +107,7 @@ fn each_signal_has_its_threshold() {
             available,
             files: 100,
             files_free,
+            read_only: false,
         }),
         ..Default::default()
     };
@@ -151,6 +153,7 @@ fn for_the_disk_nobody_is_named_before_files_were_counted() {
             available: 0,
             files: 0,
             files_free: 0,
+            read_only: false,
         }),
         ..Default::default()
     };
@@ -297,4 +300,34 @@ async fn the_first_look_is_due_at_once_and_files_are_counted_beside() {
     };
     assert_eq!(measured.len(), 1);
     assert!(watch.measuring.is_none());
+}
+
+#[test]
+fn a_read_only_disk_is_a_condition_while_it_is_so() {
+    let mut watch = watch();
+    let reading = |read_only| Reading {
+        disk: Some(Space {
+            total: 1000,
+            available: 1000,
+            files: 0,
+            files_free: 0,
+            read_only,
+        }),
+        ..Default::default()
+    };
+    let now = Instant::now();
+    let kinds = |watch: &Watch| -> usize { watch.conditions().len() };
+    for (read_only, changed, conditions) in [
+        (false, false, 3),
+        (true, true, 4),
+        (true, false, 4),
+        (false, true, 3),
+    ] {
+        // The condition of the room itself has been found good before.
+        assert_eq!(
+            watch.judge(&reading(read_only), &Eviction::default(), now),
+            changed
+        );
+        assert_eq!(kinds(&watch), conditions, "{read_only}");
+    }
 }

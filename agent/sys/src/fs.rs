@@ -43,6 +43,8 @@ pub struct Space {
     pub files: u64,
     /// Files that may still be made.
     pub files_free: u64,
+    /// Nothing can be written there, whatever room there is.
+    pub read_only: bool,
 }
 
 /// Room on the filesystem that holds `path`.
@@ -57,6 +59,7 @@ pub fn space(path: &Path) -> Result<Space> {
         available: stat.blocks_available() as u64 * unit,
         files: stat.files() as u64,
         files_free: stat.files_available() as u64,
+        read_only: stat.flags().contains(nix::sys::statvfs::FsFlags::ST_RDONLY),
     })
 }
 

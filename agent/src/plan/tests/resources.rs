@@ -143,6 +143,35 @@ fn memory_qos_and_oom_group_are_for_v2_alone() {
 }
 
 #[test]
+fn limits_that_the_kernel_cannot_keep_are_left_out() {
+    const PI: NodeLimits<'static> = NodeLimits {
+        memory_qos: true,
+        unified: true,
+        lacks: Lacks {
+            memory: true,
+            cpu: false,
+            pids: true,
+        },
+        ..NONE
+    };
+    let mut container = asks(Some(200), Some(64 << 20));
+    container.resources.memory_request = Some(32 << 20);
+    let pod = pod_of(vec![container]);
+    let found = limits(&pod, &pod.containers[0], &PI).unwrap();
+    let whole = limits::pod_limits(&pod, &PI);
+    for it in [&found, &whole] {
+        assert_eq!(
+            (it.memory_bytes, it.memory_min, it.memory_high, it.pids),
+            (None, None, None, None)
+        );
+        assert!(
+            !it.oom_group && it.cpu_quota_us.is_some() && it.cpu_shares.is_some(),
+            "{it:?}"
+        );
+    }
+}
+
+#[test]
 fn huge_pages_that_were_not_asked_for_are_denied() {
     const NODE: NodeLimits<'static> = NodeLimits {
         hugepages: &[2 << 20, 1 << 30],
