@@ -21,7 +21,7 @@ const HOST: &str = "10.0.2.2";
 pub(crate) const NAME: &str = "board";
 
 /// How long things may take on an emulated machine that is busy.
-pub(crate) const PATIENCE: u64 = 60;
+pub(crate) const PATIENCE: u64 = 120;
 
 /// A file that the board is made of.
 pub(crate) fn file(name: &str) -> PathBuf {

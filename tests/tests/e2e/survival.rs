@@ -5,6 +5,7 @@
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixDatagram;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -13,7 +14,7 @@ use serde_json::{Value, json};
 
 use crate::harness::pods::{IDLE, NUMBERS, numbers};
 use crate::harness::wait::stays;
-use crate::harness::{Cluster, Init, kernel, pod, shell, until, wait};
+use crate::harness::{Cluster, Init, Setup, kernel, pod, programs, shell, until, wait};
 
 fn start() -> (Cluster, BTreeSet<Init>) {
     let cluster = Cluster::busybox();
@@ -139,6 +140,77 @@ fn a_damaged_journal_stops_the_agent_and_touches_nothing() {
     fs::write(&segment, &whole).unwrap();
     cluster.node.start();
     nothing_happened(&cluster, &inits, 0);
+}
+
+/// Pods that run while their agent is replaced.
+const CROWD: usize = 50;
+
+/// A new binary over the old, as a package manager puts it there.
+#[test]
+fn an_upgrade_of_the_agent_touches_no_pod() {
+    let mut cluster = Cluster::start(&Setup {
+        images: &["busybox"],
+        // Shims begin in the agent's cgroup, and those of a build for tests are ten times as large as a release's.
+        agent: "agent_memory = 0\n",
+        ..Setup::default()
+    });
+    cluster.node.stop();
+    let installed = cluster.dir().join("skiff-agent");
+    fs::copy(programs::agent(), &installed).unwrap();
+    cluster.node.program.clone_from(&installed);
+    cluster.node.start();
+    let counts = "trap 'exit 0' TERM; i=0; while :; do i=$((i+1)); echo \"n $i\"; sleep 1 & wait $!; done";
+    for number in 0..CROWD {
+        cluster.apply(&pod(&format!("n{number}"), &shell(counts), Value::Null));
+    }
+    for number in 0..CROWD {
+        cluster.running(&format!("n{number}"));
+    }
+    let inits = cluster.node.inits();
+    assert_eq!(inits.len(), CROWD);
+
+    // Another file under the same name, and not the same bytes.
+    let next = cluster.dir().join("skiff-agent.new");
+    let mut bytes = fs::read(&installed).unwrap();
+    bytes.extend_from_slice(b"the next version");
+    fs::write(&next, &bytes).unwrap();
+    fs::set_permissions(&next, PermissionsExt::from_mode(0o755)).unwrap();
+    fs::rename(&next, &installed).unwrap();
+    let file = |pid: i32| fs::metadata(format!("/proc/{pid}/exe")).unwrap().len();
+    cluster.node.stop();
+    cluster.node.start();
+    let agent = cluster.node.process().pid();
+    assert_eq!(file(agent), bytes.len() as u64, "the new agent runs");
+    let shims = kernel::processes(&cluster.node.run.join("node/pods"));
+    assert_eq!(shims.len(), CROWD);
+    assert!(
+        shims.iter().all(|(pid, _)| file(*pid) < bytes.len() as u64),
+        "the old shims go on"
+    );
+
+    cluster.is_ready();
+    assert_eq!(cluster.node.inits(), inits, "other processes than before");
+    for number in 0..CROWD {
+        let name = format!("n{number}");
+        let status = &cluster.running(&name)["status"]["containerStatuses"][0];
+        assert_eq!(status["restartCount"], 0, "{name}: {status}");
+        let log = numbers(&cluster.logs(&[&name]));
+        assert_eq!(log, (1..=log.len() as u64).collect::<Vec<_>>(), "{name}");
+    }
+    // And it does its work: what it adopted ends, and what is new begins in shims of its own.
+    cluster.run(&pod("late", &shell(IDLE), Value::Null));
+    let shims = kernel::processes(&cluster.node.run.join("node/pods"));
+    assert_eq!(
+        shims
+            .iter()
+            .filter(|(pid, _)| file(*pid) == bytes.len() as u64)
+            .count(),
+        1
+    );
+    cluster
+        .kubectl(&["delete", "pods", "--all", "--grace-period=1"])
+        .ok();
+    cluster.is_empty();
 }
 
 #[test]

@@ -37,6 +37,8 @@ pub(crate) struct Node {
     pub(crate) cgroup: String,
     bridge: String,
     log: PathBuf,
+    /// The agent that is started.
+    pub(crate) program: PathBuf,
     /// More of the agent's environment.
     pub(crate) environment: Vec<(&'static str, String)>,
     process: Option<Process>,
@@ -66,6 +68,7 @@ impl Node {
             cgroup: format!("skiff-e2e-{pid}-{count}"),
             bridge: format!("ske{}-{count}", pid % 1_000_000),
             log: dir.join(format!("{name}.log")),
+            program: programs::agent(),
             environment: Vec::new(),
             process: None,
             joined: false,
@@ -121,7 +124,7 @@ impl Node {
 
     /// Starts the agent, come what may.
     pub(crate) fn launch(&mut self) {
-        let mut command = Command::new(programs::agent());
+        let mut command = Command::new(&self.program);
         command.arg("run").arg("--config").arg(&self.config);
         command.envs(self.environment.iter().map(|(name, value)| (*name, value)));
         self.process = Some(Process::start(command, &self.log));
