@@ -14,8 +14,59 @@ use crate::files;
 use crate::setup;
 use crate::workspace::Workspace;
 
+/// A target, and how a program comes to it.
+pub(crate) struct Target {
+    /// As rustc spells it.
+    pub(crate) name: &'static str,
+    /// As `uname -m` begins, and as QEMU spells it.
+    machine: &'static str,
+    /// As zig spells it, with its words for the processor.
+    zig: &'static str,
+    /// Rust has no standard library for it to fetch: it is built here, and linked by zig with zig's musl.
+    builds_std: bool,
+}
+
 /// The targets that a release carries.
-pub(crate) const TARGETS: [&str; 2] = ["x86_64-unknown-linux-musl", "aarch64-unknown-linux-musl"];
+pub(crate) const TARGETS: [Target; 3] = [
+    Target {
+        name: "x86_64-unknown-linux-musl",
+        machine: "x86_64",
+        zig: "x86_64-linux-musl",
+        builds_std: false,
+    },
+    Target {
+        name: "aarch64-unknown-linux-musl",
+        machine: "aarch64",
+        zig: "aarch64-linux-musl",
+        builds_std: false,
+    },
+    Target {
+        name: "armv7-unknown-linux-musleabihf",
+        machine: "arm",
+        zig: "arm-linux-musleabihf -mcpu=generic+v7a+vfp3-d32+thumb2-neon",
+        builds_std: true,
+    },
+];
+
+/// Dependencies with a patch under `cross/patches`: the crate with its version, and the file.
+const PATCHES: [(&str, &str, &str); 1] = [("libcontainer", "0.7.0", "libcontainer-0.7.0-32-bit-musl.diff")];
+
+/// Crates whose unit tests need no kernel but an emulated one.
+const TESTED: [&str; 6] = [
+    "skiff-protocol",
+    "skiff-core",
+    "skiff-journal",
+    "skiff-transport",
+    "skiff-images",
+    "skiff-agent",
+];
+
+impl Target {
+    /// The one of that name.
+    pub(crate) fn named(name: &str) -> Option<&'static Self> {
+        TARGETS.iter().find(|it| it.name == name)
+    }
+}
 
 /// SPECIFICATION's bound for the agent.
 pub(crate) const MAX_BYTES: u64 = 7_000_000;
@@ -24,42 +75,100 @@ pub(crate) const MAX_BYTES: u64 = 7_000_000;
 const ZIG: &str = "ziglang==0.17.0";
 
 /// Builds the agent for `target`, checks it and returns its path under `target/dist`.
-pub(crate) fn agent(workspace: &Workspace, target: &str) -> Result<PathBuf> {
-    println!("agent for {target}");
+pub(crate) fn agent(workspace: &Workspace, target: &Target) -> Result<PathBuf> {
+    println!("agent for {}", target.name);
     let built = build(workspace, target, "skiff-agent", "skiff-agent")?;
     let dist = workspace.target().join("dist");
     files::make_dir(&dist)?;
-    let copy = dist.join(format!("skiff-agent-{target}"));
+    let copy = dist.join(format!("skiff-agent-{}", target.name));
     files::copy(&built, &copy)?;
     check(workspace, &copy, target)?;
     Ok(copy)
 }
 
 /// Builds a program of ours for `target`, as the agent is built.
-pub(crate) fn build(workspace: &Workspace, target: &str, package: &str, program: &str) -> Result<PathBuf> {
-    std_for(workspace, target)?;
+pub(crate) fn build(workspace: &Workspace, target: &Target, package: &str, program: &str) -> Result<PathBuf> {
+    let mut build = cargo(workspace, target, "build")?;
+    command::run(build.args(["--release", "--package", package, "--bin", program]))?;
+    Ok(workspace.target().join(target.name).join("release").join(program))
+}
+
+/// Runs the unit tests as `target`'s programs, through qemu-user where the machine is another.
+pub(crate) fn unit_tests(workspace: &Workspace, target: &Target) -> Result<()> {
+    let mut test = cargo(workspace, target, "test")?;
+    if target.machine != std::env::consts::ARCH {
+        let name = target.name.replace('-', "_").to_uppercase();
+        let qemu = setup::qemu(workspace, target.machine)?;
+        test.env(format!("CARGO_TARGET_{name}_RUNNER"), qemu);
+    }
+    test.args(["--no-fail-fast", "--lib", "--bins"]);
+    test.args(TESTED.iter().flat_map(|it| ["--package", it]));
+    command::run(&mut test)
+}
+
+/// A cargo command for `target`, with its compiler, linker and standard library.
+fn cargo(workspace: &Workspace, target: &Target, verb: &str) -> Result<Command> {
     let compiler = c_compiler(workspace, target)?;
-    let lower = target.replace('-', "_");
-    command::run(
-        command::at(workspace.root(), "cargo")
-            .args([
-                "build",
-                "--locked",
-                "--release",
-                "--package",
-                package,
-                "--bin",
-                program,
-            ])
-            .args(["--target", target])
-            .env(format!("CC_{lower}"), &compiler.cc)
-            .env(format!("AR_{lower}"), &compiler.ar)
-            .env("ZIG_GLOBAL_CACHE_DIR", workspace.tools().join("zig-cache"))
-            // With --target these reach no build script. A RUSTFLAGS from outside comes second to them.
-            .env("CARGO_ENCODED_RUSTFLAGS", flags(workspace))
-            .envs(source_date(workspace)),
-    )?;
-    Ok(workspace.target().join(target).join("release").join(program))
+    let lower = target.name.replace('-', "_");
+    let mut cargo = command::at(workspace.root(), "cargo");
+    cargo
+        .args([verb, "--locked", "--target", target.name])
+        .env(format!("CC_{lower}"), &compiler.cc)
+        .env(format!("AR_{lower}"), &compiler.ar)
+        .env("ZIG_GLOBAL_CACHE_DIR", workspace.tools().join("zig-cache"))
+        // With --target these reach no build script. A RUSTFLAGS from outside comes second to them.
+        .env("CARGO_ENCODED_RUSTFLAGS", flags(workspace, target, &compiler))
+        .envs(source_date(workspace));
+    if target.builds_std {
+        std_source(workspace)?;
+        // Cargo overrides a dependency by a path, in which nothing but the patch differs, and the lock file stays as it is.
+        let patched = PATCHES
+            .iter()
+            .map(|(name, version, patch)| patched(workspace, name, version, patch))
+            .collect::<Result<Vec<String>>>()?;
+        cargo
+            .arg("-Zbuild-std=std,panic_abort,test")
+            .args(["--config", &format!("paths=[{}]", patched.join(","))])
+            // The standard library is built with what it is written in.
+            .env("RUSTC_BOOTSTRAP", "1");
+    } else {
+        std_for(workspace, target.name)?;
+    }
+    Ok(cargo)
+}
+
+/// A copy of a dependency's source with a patch of ours, as a string of TOML.
+fn patched(workspace: &Workspace, name: &str, version: &str, patch: &str) -> Result<String> {
+    let mut metadata = command::at(workspace.root(), "cargo");
+    metadata.args(["metadata", "--locked", "--format-version", "1"]);
+    let metadata: serde_json::Value = serde_json::from_str(&command::output(&mut metadata)?)
+        .context("cannot read what `cargo metadata` printed")?;
+    let packages = metadata["packages"]
+        .as_array()
+        .context("`cargo metadata` names no packages")?;
+    let found = packages
+        .iter()
+        .find(|it| it["name"] == name && it["version"] == version)
+        .and_then(|it| it["manifest_path"].as_str())
+        .with_context(|| format!("{patch} is for {name} {version}, which is no dependency any more"))?;
+    let source = Path::new(found)
+        .parent()
+        .context("a manifest without a directory")?;
+    let dir = workspace.target().join("patched");
+    let copy = dir.join(format!("{name}-{version}"));
+    let done = dir.join(format!("{name}-{version}.done"));
+    let text = files::read(&workspace.root().join("cross/patches").join(patch))?;
+    if files::read(&done).is_ok_and(|it| it == text) {
+        return Ok(format!("{:?}", copy.display().to_string()));
+    }
+    files::make_dir(&dir)?;
+    files::remove(&copy)?;
+    command::quiet(Command::new("cp").arg("-r").arg(source).arg(&copy))?;
+    let mut apply = Command::new("patch");
+    apply.args(["--strip=1", "--batch", "--directory"]).arg(&copy);
+    command::quiet_with(&mut apply, &text).with_context(|| format!("{patch} does not apply"))?;
+    files::write(&done, text)?;
+    Ok(format!("{:?}", copy.display().to_string()))
 }
 
 /// The agent knows when it was built: by the sources' date, the same sources give the same bytes.
@@ -74,24 +183,32 @@ fn source_date(workspace: &Workspace) -> Option<(&'static str, String)> {
     Some((name, said.trim().to_owned()))
 }
 
-/// Not position independent: 100 kB less memory for each shim, whose pages then need no relocation. Equal functions
-/// are folded into one, and the tables that only unwinding needs are left out: together half a megabyte.
-fn flags(workspace: &Workspace) -> String {
+/// Not position independent: 100 kB less memory for each shim, whose pages then need no relocation. Where Rust's own linker
+/// links, equal functions are folded into one, and the tables that only unwinding needs are left out: together half a
+/// megabyte.
+fn flags(workspace: &Workspace, target: &Target, compiler: &Compiler) -> String {
     let script = workspace.root().join("xtask/src/static.ld");
+    let mut flags = vec![
+        "-Ctarget-feature=+crt-static".to_owned(),
+        "-Crelocation-model=static".to_owned(),
+    ];
+    if target.builds_std {
+        flags.push(format!("-Clinker={}", compiler.cc.display()));
+        flags.push("-Clink-self-contained=no".to_owned());
+        // 64-bit times on 32-bit machines: the other ones end in 2038.
+        flags.push("--cfg=libc_unstable_musl_v1_2".to_owned());
+    } else {
+        flags.push("-Clinker=rust-lld".to_owned());
+        flags.push("-Clink-arg=--icf=all".to_owned());
+        flags.push("-Clink-arg=--no-eh-frame-hdr".to_owned());
+        flags.push(format!("-Clink-arg=-T{}", script.display()));
+    }
     // cargo splits a plain RUSTFLAGS at spaces, which a path may hold; its encoded form is split at this character.
-    [
-        "-Clinker=rust-lld",
-        "-Ctarget-feature=+crt-static",
-        "-Crelocation-model=static",
-        "-Clink-arg=--icf=all",
-        "-Clink-arg=--no-eh-frame-hdr",
-        &format!("-Clink-arg=-T{}", script.display()),
-    ]
-    .join("\x1f")
+    flags.join("\x1f")
 }
 
 /// Prints the facts and fails where one of them breaks a promise.
-fn check(workspace: &Workspace, path: &Path, target: &str) -> Result<()> {
+fn check(workspace: &Workspace, path: &Path, target: &Target) -> Result<()> {
     let image = std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
     let facts = Facts::read(&image).with_context(|| format!("cannot understand {}", path.display()))?;
     let size = image.len() as u64;
@@ -107,9 +224,13 @@ fn check(workspace: &Workspace, path: &Path, target: &str) -> Result<()> {
     };
     println!("  {}", workspace.shorten(path).display());
     println!("  {size} bytes, ELF {}, {linkage}, {address}", facts.machine);
-    let arch = target.split('-').next().unwrap_or_default();
-    if facts.machine != arch {
-        bail!("{} is for {}, not for {arch}", path.display(), facts.machine);
+    if facts.machine != target.machine {
+        bail!(
+            "{} is for {}, not for {}",
+            path.display(),
+            facts.machine,
+            target.machine
+        );
     }
     if let Some(interpreter) = facts.interpreter {
         bail!("{} is not static: it asks for {interpreter}", path.display());
@@ -131,8 +252,8 @@ fn check(workspace: &Workspace, path: &Path, target: &str) -> Result<()> {
 }
 
 /// Runs the agent's `--version` and `doctor`, through qemu-user where the machine is another.
-pub(crate) fn prove(workspace: &Workspace, agent: &Path, target: &str) -> Result<()> {
-    let arch = target.split('-').next().unwrap_or_default();
+pub(crate) fn prove(workspace: &Workspace, agent: &Path, target: &Target) -> Result<()> {
+    let arch = target.machine;
     let start = || -> Result<Command> {
         if arch == std::env::consts::ARCH {
             return Ok(Command::new(agent));
@@ -182,13 +303,26 @@ fn std_for(workspace: &Workspace, target: &str) -> Result<()> {
     .with_context(|| format!("{target} needs rustup (`rustup target add {target}`)"))
 }
 
+/// The standard library's source, from rustup.
+fn std_source(workspace: &Workspace) -> Result<()> {
+    let toolchain = setup::pinned_toolchain(workspace)?;
+    command::quiet(command::at(workspace.root(), "rustup").args([
+        "component",
+        "add",
+        "--toolchain",
+        &toolchain,
+        "rust-src",
+    ]))
+    .context("building the standard library needs its source (`rustup component add rust-src`)")
+}
+
 struct Compiler {
     cc: PathBuf,
     ar: PathBuf,
 }
 
 /// zig behind two small scripts: `cc` and `ar` for `target`.
-fn c_compiler(workspace: &Workspace, target: &str) -> Result<Compiler> {
+fn c_compiler(workspace: &Workspace, target: &Target) -> Result<Compiler> {
     let venv = workspace.tools().join("zig");
     let python = venv.join("bin/python");
     let done = venv.join(format!("{ZIG}.done"));
@@ -203,10 +337,9 @@ fn c_compiler(workspace: &Workspace, target: &str) -> Result<Compiler> {
     let zig = Path::new(found.trim()).join("zig");
     let bin = workspace.tools().join("bin");
     files::make_dir(&bin)?;
-    let triple = target.replace("-unknown-", "-");
-    let cc = bin.join(format!("cc-{triple}"));
+    let cc = bin.join(format!("cc-{}", target.name));
     let ar = bin.join("ar-zig");
-    files::write_program(&cc, &cc_script(&zig, &triple))?;
+    files::write_program(&cc, &cc_script(&zig, target.zig))?;
     files::write_program(&ar, &format!("#!/bin/sh\nexec '{}' ar \"$@\"\n", zig.display()))?;
     Ok(Compiler { cc, ar })
 }

@@ -29,7 +29,9 @@ usage: cargo xtask <command>
 
   demo [--once]                    server, broker and a node here: apply examples/, show pods, logs, an answer
   test [--only STEP] [-- FILTER…]  every check: fmt, clippy, deny, tidy, images, unit and end-to-end tests
-  dist [--target TARGET | --all]   the static agent under target/dist, checked and run
+  dist [--target TARGET | --all] [--unit-tests]
+                                   the static agent under target/dist, checked and run; or its unit tests, run as that
+                                   target's programs
   board                            an emulated ARM board as a node of a server here, its console on this terminal
   board --cuts N [--seed N]        cut its power so often; nothing that was acknowledged may be lost
   bench [--peers] [--peers-only] [--idle SECONDS]
@@ -118,17 +120,25 @@ fn run_tests(workspace: &Workspace, rest: &[&str]) -> Result<()> {
 }
 
 fn dist(workspace: &Workspace, rest: &[&str]) -> Result<()> {
-    let targets: Vec<&str> = match rest {
-        ["--all"] | [] => dist::TARGETS.to_vec(),
-        ["--target", target] if dist::TARGETS.contains(target) => vec![target],
-        ["--target", target] => bail!(
-            "no recipe for {target}; there is one for {}",
-            dist::TARGETS.join(", ")
-        ),
-        _ => bail!("`dist` takes --target TARGET or --all\n\n{USAGE}"),
+    let known = || dist::TARGETS.map(|it| it.name).join(", ");
+    let (tests, rest) = match rest {
+        [before @ .., "--unit-tests"] => (true, before),
+        rest => (false, rest),
+    };
+    let targets: Vec<&dist::Target> = match rest {
+        ["--all"] | [] => dist::TARGETS.iter().collect(),
+        ["--target", name] => match dist::Target::named(name) {
+            Some(target) => vec![target],
+            None => bail!("no recipe for {name}; there is one for {}", known()),
+        },
+        _ => bail!("`dist` takes --target TARGET or --all, and --unit-tests\n\n{USAGE}"),
     };
     setup::packages(&setup::missing(setup::BUILD))?;
     for target in targets {
+        if tests {
+            dist::unit_tests(workspace, target)?;
+            continue;
+        }
         let agent = dist::agent(workspace, target)?;
         dist::prove(workspace, &agent, target)?;
     }

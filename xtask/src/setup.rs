@@ -19,7 +19,11 @@ use crate::workspace::Workspace;
 type Needs = &'static [(&'static str, &'static str)];
 
 /// What building needs. Without it this program cannot have been linked, but another machine's may have been copied.
-const COMPILER: Needs = &[("cc", "gcc"), ("/usr/include/stdlib.h", "libc6-dev")];
+const COMPILER: Needs = &[
+    ("cc", "gcc"),
+    ("/usr/include/stdlib.h", "libc6-dev"),
+    ("patch", "patch"),
+];
 /// What a fleet on this machine is cleaned up with.
 const NODE: Needs = &[("ip", "iproute2")];
 /// What only tests drive.
@@ -49,6 +53,9 @@ const DENY: &str = "0.20.2";
 
 /// The Debian suite whose `kubectl` most people have, and its version.
 const KUBECTL: (&str, &str) = ("trixie", "1.32");
+/// The suite whose QEMU is used.
+const QEMU_SUITE: &str = "trixie";
+
 /// The suite with the newest `kubectl`, whichever that is today.
 const KUBECTL_NEXT: &str = "forky";
 
@@ -282,14 +289,15 @@ impl TestPrograms {
 
 /// qemu-user for a foreign architecture's programs; nothing is registered with the kernel.
 pub(crate) fn qemu(workspace: &Workspace, arch: &str) -> Result<PathBuf> {
-    let suite = Suite::of_system(workspace)?;
-    let program = format!("/usr/bin/qemu-{arch}-static");
-    expose(workspace, &suite, "qemu-user-static", &program, "")
+    // One that knows openat2(2), with which paths are kept inside of their volume.
+    let suite = Suite::named(workspace, QEMU_SUITE)?;
+    let program = format!("/usr/bin/qemu-{arch}");
+    expose(workspace, &suite, "qemu-user", &program, "")
 }
 
 /// QEMU's 64-bit ARM machine.
-pub(crate) fn emulator(workspace: &Workspace, suite: &str) -> Result<PathBuf> {
-    let suite = Suite::named(workspace, suite)?;
+pub(crate) fn emulator(workspace: &Workspace) -> Result<PathBuf> {
+    let suite = Suite::named(workspace, QEMU_SUITE)?;
     expose(
         workspace,
         &suite,
@@ -354,7 +362,7 @@ mod tests {
                 .map(|(_, package)| *package)
                 .collect()
         };
-        assert_eq!(packages(BUILD), ["gcc", "libc6-dev"]);
+        assert_eq!(packages(BUILD), ["gcc", "libc6-dev", "patch"]);
         for tool in ["curl", "nftables", "openssl"] {
             assert!(
                 !packages(FLEET).contains(&tool) && packages(TEST).contains(&tool),

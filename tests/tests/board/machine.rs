@@ -149,13 +149,6 @@ impl Machine {
         self.process.ends(seconds);
     }
 
-    /// Ends it in order: everything is on the disk.
-    #[track_caller]
-    pub(crate) fn off(mut self) -> Account {
-        self.run("sync; umount /data || mount -o remount,ro /data; sync");
-        self.cut(Cut::Clean)
-    }
-
     fn send(&mut self, text: &str) {
         self.console.write_all(text.as_bytes()).unwrap();
     }

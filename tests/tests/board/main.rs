@@ -2,6 +2,12 @@
 //!
 //! Always holds: nothing here compares with a time; an emulated machine is as fast as it happens to be.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    reason = "the helpers of tests are tests too"
+)]
+
 #[allow(dead_code, unused_imports, reason = "the end-to-end suite uses the rest")]
 #[path = "../e2e/harness/mod.rs"]
 mod harness;
@@ -15,4 +21,5 @@ mod machine;
 mod node;
 mod payload;
 mod power;
+mod wear;
 mod wedged;

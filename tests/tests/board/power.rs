@@ -49,6 +49,8 @@ struct Totals {
     ends: u64,
     restarts: u64,
     images: u64,
+    written: u64,
+    flushes: u64,
     unflushed: usize,
     kept: usize,
 }
@@ -216,6 +218,8 @@ impl Story {
         std::thread::sleep(Duration::from_millis(300));
         self.observe();
         self.totals.cuts += 1;
+        self.totals.written += account.written;
+        self.totals.flushes += account.flushes;
         self.totals.unflushed += account.unflushed;
         self.totals.kept += account.kept;
         account

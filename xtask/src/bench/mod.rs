@@ -85,7 +85,8 @@ pub(crate) fn run(workspace: &Workspace, options: &Options) -> Result<()> {
     let kubectl = setup::kubectl(workspace)?;
     println!("==> building the release agent and the server");
     let target = format!("{}-unknown-linux-musl", std::env::consts::ARCH);
-    let agent = dist::agent(workspace, &target)?;
+    let target = dist::Target::named(&target).context("there is no recipe for this machine")?;
+    let agent = dist::agent(workspace, target)?;
     test::build(workspace)?;
 
     let mut rows = vec![size_row(&agent)?];

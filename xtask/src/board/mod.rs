@@ -20,7 +20,7 @@ use crate::workspace::Workspace;
 pub(crate) use by_hand::{cuts, run};
 use kernel::Kernel;
 
-/// The suite whose kernel and QEMU are used.
+/// The suite whose kernel is used.
 const SUITE: &str = "trixie";
 
 /// Debian's name of the board's architecture.
@@ -47,9 +47,10 @@ pub(crate) fn prepare(workspace: &Workspace) -> Result<Board> {
     let foreign = Suite::foreign(workspace, SUITE, ARCHITECTURE)?;
     let kernel = Kernel::of(&foreign.unpack(&["linux-image-cloud-arm64"])?)?;
     let busybox = foreign.unpack(&["busybox-static"])?;
-    let qemu = setup::emulator(workspace, SUITE)?;
-    let agent = dist::agent(workspace, TARGET)?;
-    let unsynced = dist::build(workspace, TARGET, "skiff-tests", "unsynced")?;
+    let qemu = setup::emulator(workspace)?;
+    let target = dist::Target::named(TARGET).context("there is no recipe for the board")?;
+    let agent = dist::agent(workspace, target)?;
+    let unsynced = dist::build(workspace, target, "skiff-tests", "unsynced")?;
     // What busybox can do, asked of this machine's own: the foreign one does not run here.
     let applets = images::applets(&Suite::named(workspace, SUITE)?.unpack(&["busybox-static"])?)?;
     let mut root = root(&kernel, &busybox, &applets)?;

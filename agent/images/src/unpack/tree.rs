@@ -422,3 +422,19 @@ fn apply(fd: &impl AsFd, path: &[Vec<u8>], attributes: &Attributes) -> Result<u6
 fn may_set(name: &[u8]) -> bool {
     name == b"security.capability" || (name.starts_with(b"user.") && !name.starts_with(b"user.overlay."))
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::{Duration, SystemTime};
+
+    /// On 32-bit machines too: a time of 32 bits ends in January 2038.
+    #[test]
+    fn times_beyond_2038_are_times() {
+        let then = SystemTime::UNIX_EPOCH + Duration::from_secs(4_102_444_800);
+        let file = tempfile::tempfile().unwrap();
+        file.set_modified(then).unwrap();
+        assert_eq!(file.metadata().unwrap().modified().unwrap(), then, "2100-01-01");
+        let stat = rustix::fs::fstat(&file).unwrap();
+        assert_eq!(i128::from(stat.st_mtime), 4_102_444_800);
+    }
+}

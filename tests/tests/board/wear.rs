@@ -1,0 +1,99 @@
+//! What reaches the flash: nothing while nothing changes, and how much for each change, as the disk itself counts it.
+
+use serde_json::{Value, json};
+
+use crate::harness::pods::IDLE;
+use crate::harness::{pod, shell, wait};
+use crate::node::{Board, PATIENCE, Wanted};
+
+/// Pods that are there and healthy.
+const HEALTHY: usize = 5;
+
+/// Seconds without a write after which the file system has nothing left to write: ext4 commits every five.
+const QUIET: u64 = 12;
+
+/// Seconds for which nothing may be written.
+const IDLE_SECONDS: u64 = 30;
+
+/// Bytes that the disk may be given for a Pod whose image is there, the file system's own journal included.
+const DEPLOY_BYTES: u64 = 512 << 10;
+
+/// Bytes for a container that is restarted.
+const RESTART_BYTES: u64 = 384 << 10;
+
+/// Waits until the disk has been left alone; gives what was written by then.
+#[track_caller]
+fn settled(board: &mut Board) -> u64 {
+    let mut last = board.machine().disk().written();
+    let mut since = std::time::Instant::now();
+    wait("the disk to be left alone", PATIENCE, || {
+        let now = board.machine().disk().written();
+        if now != last {
+            (last, since) = (now, std::time::Instant::now());
+        }
+        if since.elapsed().as_secs() >= QUIET {
+            Ok(last)
+        } else {
+            Err(format!("{now} bytes"))
+        }
+    })
+}
+
+/// What the agent says that its journal wrote.
+#[track_caller]
+fn journal(board: &mut Board) -> (u64, u64) {
+    let status = board.answer("status");
+    let figure = |name: &str| status["disk"]["journal"][name].as_u64().unwrap();
+    (figure("bytes"), figure("syncs"))
+}
+
+#[test]
+fn flash_is_written_for_changes_alone() {
+    let mut board = Board::start(&Wanted::default());
+    for number in 0..HEALTHY {
+        board
+            .control
+            .apply(&pod(&format!("p{number}"), &shell(IDLE), json!({})));
+    }
+    for number in 0..HEALTHY {
+        board.running(&format!("p{number}"));
+    }
+    let before = settled(&mut board);
+    std::thread::sleep(std::time::Duration::from_secs(IDLE_SECONDS));
+    let idle = board.machine().disk().written() - before;
+    println!("{HEALTHY} healthy Pods, {IDLE_SECONDS} s: {idle} bytes");
+    assert_eq!(idle, 0, "a node whose Pods are healthy writes nothing");
+
+    let (bytes, syncs) = journal(&mut board);
+    let before = board.machine().disk().written();
+    board.control.apply(&pod("more", &shell(IDLE), json!({})));
+    let more = board.running("more");
+    let deployed = settled(&mut board) - before;
+    let (after, times) = journal(&mut board);
+    println!(
+        "one Pod more: {deployed} bytes on the disk, {} of the journal in {} syncs",
+        after - bytes,
+        times - syncs
+    );
+    assert!(deployed <= DEPLOY_BYTES, "{deployed} bytes for one Pod");
+
+    let (bytes, syncs) = journal(&mut board);
+    let before = board.machine().disk().written();
+    let cgroup = board.cgroup(more["metadata"]["uid"].as_str().unwrap());
+    board.ok(&format!("kill -9 $(head -n 1 {cgroup}/cgroup.procs)"));
+    board
+        .control
+        .until("more", "to be restarted", PATIENCE, |it: &Value| {
+            let status = &it["status"]["containerStatuses"][0];
+            status["restartCount"] == 1 && !status["state"]["running"].is_null()
+        });
+    let restarted = settled(&mut board) - before;
+    let (after, times) = journal(&mut board);
+    println!(
+        "one restart: {restarted} bytes on the disk, {} of the journal in {} syncs",
+        after - bytes,
+        times - syncs
+    );
+    assert!(restarted <= RESTART_BYTES, "{restarted} bytes for one restart");
+    println!("{}", board.ok("skiff-agent metrics | grep ^skiff_disk"));
+}
