@@ -195,7 +195,7 @@ fn flags(workspace: &Workspace, target: &Target, compiler: &Compiler) -> String 
     if target.builds_std {
         flags.push(format!("-Clinker={}", compiler.cc.display()));
         flags.push("-Clink-self-contained=no".to_owned());
-        // 64-bit times on 32-bit machines: the other ones end in 2038.
+        // 64-bit times in what we and our dependencies ask of libc. The standard library's own libc does not know this yet.
         flags.push("--cfg=libc_unstable_musl_v1_2".to_owned());
     } else {
         flags.push("-Clinker=rust-lld".to_owned());
