@@ -489,7 +489,7 @@ impl Core {
         cut(&mut end.message);
         let replace = std::mem::take(&mut container.replace);
         // What went with the node has not crashed.
-        let blameless = replace || std::mem::take(&mut container.interrupted);
+        let blameless = std::mem::take(&mut container.interrupted) || replace;
         let restart = goes_on && policy.is_some_and(|policy| replace || container.restarts(policy, &end));
         container.process_gone();
         container.last = Some(end.clone());

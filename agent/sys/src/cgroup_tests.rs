@@ -59,7 +59,7 @@ fn v2_limits_are_written_in_its_own_units() {
     };
     check("skiff/pod/memory.max", "1048576");
     check("skiff/pod/cpu.max", "50000 100000");
-    check("skiff/pod/cpu.weight", "39");
+    check("skiff/pod/cpu.weight", "100");
     check("skiff/pod/pids.max", "7");
     check("skiff/memory.max", "");
     // Each controller is enabled by a write of its own; a file keeps the last.
@@ -143,7 +143,7 @@ fn v2_limits_are_changed_and_lifted() {
         ("pod/c/memory.max", "max"),
         ("pod/c/cpu.max", "max 100000"),
         ("pod/c/pids.max", "max"),
-        ("pod/c/cpu.weight", "39"),
+        ("pod/c/cpu.weight", "100"),
     ] {
         assert_eq!(
             fs::read_to_string(dir.path().join(file)).unwrap(),
