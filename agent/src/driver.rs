@@ -177,8 +177,8 @@ impl Driver {
         self.event(found);
         self.tidy_volumes(&running);
         self.settle();
-        let status = self.summary();
-        self.watchdog.ready(&status);
+        self.watchdog.ready();
+        self.say_status();
         tokio::pin!(stop);
         let mut rest = Some(Box::pin(tokio::time::sleep(REST)));
         loop {
@@ -263,8 +263,8 @@ impl Driver {
                     self.tidy_again();
                 }
             }
-            Input::Pulled { image, result } => {
-                for event in self.images.pulled(&image, &result) {
+            Input::Pulled { image, result, wrote } => {
+                for event in self.images.pulled(&image, &result, wrote) {
                     if !self.volume_pulled(&event) {
                         self.event(event);
                     }

@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
@@ -59,7 +59,8 @@ pub(crate) struct Images {
     pulls: BTreeMap<String, Pull>,
     unreachable: Unreachable,
     /// What pulls have written since the start, and how many there were.
-    wrote: Arc<Mutex<(Wrote, u64)>>,
+    wrote: Wrote,
+    ended: u64,
 }
 
 /// A pull that waits for its turn or has it.
@@ -120,7 +121,8 @@ impl Images {
             waiting: BTreeMap::new(),
             pulls: BTreeMap::new(),
             unreachable: Unreachable::default(),
-            wrote: Arc::default(),
+            wrote: Wrote::default(),
+            ended: 0,
         })
     }
 
@@ -131,7 +133,7 @@ impl Images {
 
     /// What pulls have written since the start, and how many there were.
     pub(crate) fn wrote(&self) -> (Wrote, u64) {
-        *self.wrote.lock().unwrap_or_else(PoisonError::into_inner)
+        (self.wrote, self.ended)
     }
 
     /// The image that a container is started from.
@@ -193,7 +195,10 @@ impl Images {
     }
 
     /// A pull is over: the events of all who waited for it.
-    pub(crate) fn pulled(&mut self, image: &str, result: &Result<(), PullError>) -> Vec<Event> {
+    pub(crate) fn pulled(&mut self, image: &str, result: &Result<(), PullError>, wrote: Wrote) -> Vec<Event> {
+        self.wrote.bytes += wrote.bytes;
+        self.wrote.syncs += wrote.syncs;
+        self.ended += 1;
         let _turn = self.pulls.remove(image);
         let waiting = self.waiting.remove(image).unwrap_or_default();
         let reference = ImageRef::parse(image).ok();
@@ -272,7 +277,6 @@ impl Images {
         let (executable, inputs, permits) =
             (self.executable.clone(), self.inputs.clone(), self.permits.clone());
         let own = self.own.clone();
-        let wrote = self.wrote.clone();
         let turn = Arc::new(OnceLock::new());
         let (taken, key) = (turn.clone(), image.clone());
         let task = tokio::spawn(async move {
@@ -280,13 +284,8 @@ impl Images {
             if let Ok(permit) = permits.acquire_owned().await {
                 let _ = taken.set(permit);
             }
-            let counted = |more: Wrote| {
-                let mut sum = wrote.lock().unwrap_or_else(PoisonError::into_inner);
-                sum.0.bytes += more.bytes;
-                sum.0.syncs += more.syncs;
-                sum.1 += 1;
-            };
-            let result = run(&executable, &own, &request, PATIENCE, counted).await;
+            let mut wrote = Wrote::default();
+            let result = run(&executable, &own, &request, PATIENCE, &mut wrote).await;
             let result = result.unwrap_or_else(|error| {
                 Err(PullError {
                     reason: PullReason::ErrImagePull,
@@ -294,7 +293,7 @@ impl Images {
                 })
             });
             // The driver is gone only when the agent ends.
-            let _ = inputs.send(Input::Pulled { image, result }).await;
+            let _ = inputs.send(Input::Pulled { image, result, wrote }).await;
         });
         let task = task.abort_handle();
         self.pulls.insert(key, Pull { turn, task });
@@ -369,13 +368,16 @@ async fn run(
     own: &Own,
     request: &PullRequest,
     patience: Duration,
-    counted: impl Fn(Wrote),
+    wrote: &mut Wrote,
 ) -> Result<Result<(), PullError>> {
-    let mut child = Command::new(executable)
+    let mut command = Command::new(executable);
+    command
         .arg("pull")
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
-        .kill_on_drop(true)
+        .kill_on_drop(true);
+    crate::watchdog::keep_from(&mut command);
+    let mut child = command
         .spawn()
         .with_context(|| format!("cannot start {} pull", executable.display()))?;
     // Before it has anything to do: what it uses counts where it is when it begins.
@@ -402,7 +404,7 @@ async fn run(
         }
         match serde_json::from_str(&line)? {
             PullReport::Progress(_) => {}
-            PullReport::Wrote(wrote) => counted(wrote),
+            PullReport::Wrote(said) => *wrote = said,
             PullReport::Ok(_) => last = Some(Ok(())),
             PullReport::Error(error) => last = Some(Err(error)),
         }

@@ -1,7 +1,7 @@
 //! Everything that reaches the driver from its tasks.
 
 use skiff_core::Event;
-use skiff_images::pull::PullError;
+use skiff_images::pull::{PullError, Wrote};
 use skiff_protocol::wire::StreamEnd;
 
 /// One input.
@@ -15,6 +15,8 @@ pub(crate) enum Input {
         image: String,
         /// What came of it.
         result: Result<(), PullError>,
+        /// What it wrote to the disk, as far as it said so.
+        wrote: Wrote,
     },
     /// A piece of a stream.
     StreamData {

@@ -202,6 +202,7 @@ async fn run(executable: &Path, state: &Path, known: u64) -> Result<()> {
     let mut command = Command::new(executable);
     command.arg("renew").arg(state).arg(known.to_string());
     command.stdin(Stdio::null()).stdout(Stdio::null());
+    crate::watchdog::keep_from(&mut command);
     // Dropped when it takes too long, it is killed; the identity is then the old one or the new one.
     let output = command.stderr(Stdio::piped()).kill_on_drop(true).output();
     let output = tokio::time::timeout(PATIENCE, output)

@@ -14,8 +14,15 @@ use tracing::{info, warn};
 
 use crate::config::Config;
 
-/// The manager's variables (sd_notify(3), sd_watchdog_enabled(3)); they are this process's alone.
-pub(crate) const VARIABLES: [&str; 3] = ["NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID"];
+/// The manager's variables (sd_notify(3), sd_watchdog_enabled(3)).
+const VARIABLES: [&str; 3] = ["NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID"];
+
+/// Keeps the manager's variables from a process to be: they are for this one alone.
+pub(crate) fn keep_from(command: &mut tokio::process::Command) {
+    for name in VARIABLES {
+        command.env_remove(name);
+    }
+}
 
 /// A manager that speaks sd_notify's protocol.
 struct Manager {
@@ -104,10 +111,9 @@ impl Watchdog {
     }
 
     /// The start is over; from now on signs of life are due.
-    pub(crate) fn ready(&mut self, status: &str) {
-        if let Some(manager) = &mut self.manager {
-            manager.tell(&format!("READY=1\nSTATUS={status}\n"));
-            status.clone_into(&mut manager.status);
+    pub(crate) fn ready(&mut self) {
+        if let Some(manager) = &self.manager {
+            manager.tell("READY=1\n");
         }
         self.alive();
     }

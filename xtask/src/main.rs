@@ -34,9 +34,10 @@ usage: cargo xtask <command>
                                    target's programs
   board                            an emulated ARM board as a node of a server here, its console on this terminal
   board --cuts N [--seed N]        cut its power so often; nothing that was acknowledged may be lost
-  bench [--peers] [--peers-only] [--idle SECONDS]
+  bench [--peers] [--peers-only | --parts] [--idle SECONDS]
                                    the promises as figures, beside crun, podman and a bare clone and exec;
-                                   --peers installs podman, --peers-only leaves out our own figures
+                                   --peers installs podman, --peers-only leaves out our own figures;
+                                   --parts measures single parts of the agent instead
   images                           the stand-in images under target/images
   tidy                             our own checks of the sources
   setup                            what `test` needs, without testing
@@ -111,7 +112,7 @@ fn run_tests(workspace: &Workspace, rest: &[&str]) -> Result<()> {
     };
     if !matches!(
         only,
-        Some("fmt" | "clippy" | "deny" | "tidy" | "images" | "build")
+        Some("fmt" | "clippy" | "deny" | "tidy" | "images" | "build" | "board")
     ) {
         setup::become_root()?;
     }

@@ -1,5 +1,5 @@
-//! Promises in numbers. Ignored by default: they say something only on a quiet machine and a release build, named by
-//! `SKIFF_SHIM`.
+//! Promises in numbers, for `cargo xtask bench --parts`: they say something only on a quiet machine and in a release build,
+//! which `SKIFF_SHIM` may name.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on ends here")]
 

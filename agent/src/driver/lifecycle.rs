@@ -21,21 +21,18 @@ use crate::shims::{Command, NOTE_FORMAT, Note, last_words};
 const START_TIMEOUT_MS: u64 = 60_000;
 
 impl Driver {
-    /// How the agent is, in one line.
-    pub(super) fn summary(&self) -> String {
-        let pods = self.core.statuses().count();
-        let link = if self.link.counters().connected {
-            "connected"
-        } else {
-            "not connected; Pods run on"
-        };
-        format!("{pods} Pods, {link}")
-    }
-
-    /// Has the service manager know it.
+    /// Has the service manager know how the agent is, in one line.
     pub(super) fn say_status(&mut self) {
-        let status = self.summary();
-        self.watchdog.status(|| status);
+        let (core, link) = (&self.core, &self.link);
+        self.watchdog.status(|| {
+            let pods = core.statuses().count();
+            let link = if link.counters().connected {
+                "connected"
+            } else {
+                "not connected; Pods run on"
+            };
+            format!("{pods} Pods, {link}")
+        });
     }
 
     /// Has a probe tried once.

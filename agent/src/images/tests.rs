@@ -103,10 +103,10 @@ impl Node {
     /// What the next pull that ends leads to.
     pub(crate) async fn answers(&mut self) -> Vec<Event> {
         let input = timeout(Duration::from_secs(20), self.inputs.recv()).await;
-        let Some(Input::Pulled { image, result }) = input.unwrap() else {
+        let Some(Input::Pulled { image, result, wrote }) = input.unwrap() else {
             panic!("no pull ended")
         };
-        self.images.pulled(&image, &result)
+        self.images.pulled(&image, &result, wrote)
     }
 
     fn ran(&self) -> usize {
@@ -213,10 +213,16 @@ async fn a_pull_without_progress_is_killed() {
             limits: Default::default(),
             not_before_unix: 0,
         };
-        let error = run(&path, &Own::default(), &request, Duration::from_secs(1), |_| {})
-            .await
-            .unwrap()
-            .unwrap_err();
+        let error = run(
+            &path,
+            &Own::default(),
+            &request,
+            Duration::from_secs(1),
+            &mut Wrote::default(),
+        )
+        .await
+        .unwrap()
+        .unwrap_err();
         assert!(error.message.contains(expected), "{script}: {error}");
         assert_eq!(error.reason, PullReason::RegistryUnavailable);
         let pid = fs::read_to_string(dir.path().join("pid")).unwrap();

@@ -151,9 +151,7 @@ pub(super) async fn start_shim(place: &Place, dir: &Path) -> Result<Connection, 
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(Stdio::inherit());
-    for name in crate::watchdog::VARIABLES {
-        command.env_remove(name);
-    }
+    crate::watchdog::keep_from(&mut command);
     let mut child = command.spawn().map_err(|error| failed("cannot run", error))?;
     let mut ready = [0; 1];
     let mut stdout = child.stdout.take().ok_or("the shim has no output")?;

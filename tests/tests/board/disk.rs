@@ -79,18 +79,7 @@ impl Disk {
     /// Serves `image` on `socket`.
     pub(crate) fn plug(image: &Path, socket: &Path) -> Self {
         let file = File::options().read(true).write(true).open(image).unwrap();
-        let size = file.metadata().unwrap().len();
-        let state = Arc::new(Mutex::new(State {
-            file,
-            size,
-            cache: BTreeMap::new(),
-            requests: 0,
-            flushes: 0,
-            written: 0,
-            health: Health::Good,
-            fuse: None,
-            off: false,
-        }));
+        let state = Arc::new(Mutex::new(State::new(file)));
         std::fs::remove_file(socket).ok();
         let listener = UnixListener::bind(socket).unwrap();
         let shared = Arc::clone(&state);
@@ -176,6 +165,20 @@ fn lock(state: &Mutex<State>) -> MutexGuard<'_, State> {
 }
 
 impl State {
+    fn new(file: File) -> Self {
+        Self {
+            size: file.metadata().unwrap().len(),
+            file,
+            cache: BTreeMap::new(),
+            requests: 0,
+            flushes: 0,
+            written: 0,
+            health: Health::Good,
+            fuse: None,
+            off: false,
+        }
+    }
+
     /// Whether the fuse ends with this request.
     fn burns(&mut self, kind: u64) -> bool {
         if !matches!(kind, 1 | 3 | 6) || self.off {
@@ -343,17 +346,7 @@ mod tests {
     fn state() -> State {
         let file = tempfile::tempfile().unwrap();
         file.set_len(8 * SECTOR as u64).unwrap();
-        State {
-            file,
-            size: 8 * SECTOR as u64,
-            cache: BTreeMap::new(),
-            requests: 0,
-            flushes: 0,
-            written: 0,
-            health: Health::Good,
-            fuse: None,
-            off: false,
-        }
+        State::new(file)
     }
 
     fn disk(state: State) -> (Disk, Arc<Mutex<State>>) {

@@ -4,7 +4,7 @@
 
 use serde_json::{Value, json};
 
-use crate::harness::pods::IDLE;
+use crate::harness::pods::{IDLE, shell_with};
 use crate::harness::{pod, shell, wait};
 use crate::node::{Board, NAME, PATIENCE, Wanted};
 
@@ -15,15 +15,6 @@ const AGENT: &str = "memory_qos = true\npids_per_container = 24\n\
     [policy]\nallow = [\"privileged\"]\n\
     [eviction]\nmemory_available = \"60Mi\"\nhold_seconds = 5\n\
     [[devices]]\nname = \"skiff.io/fuse\"\npaths = [\"/dev/fuse\"]";
-
-fn with(script: &str, more: &Value) -> Value {
-    let mut container = shell(script);
-    container
-        .as_object_mut()
-        .unwrap()
-        .extend(more.as_object().unwrap().clone());
-    container
-}
 
 fn uid(pod: &Value) -> String {
     pod["metadata"]["uid"].as_str().unwrap().to_owned()
@@ -89,7 +80,7 @@ fn what_is_asked_for_is_what_the_kernel_has(board: &mut Board) {
         "requests": { "cpu": "100m", "memory": "16Mi" },
         "limits": { "cpu": "200m", "memory": "32Mi", "hugepages-2Mi": "4Mi" },
     } });
-    let mut object = pod("asks", &with(IDLE, &asked), json!({}));
+    let mut object = pod("asks", &shell_with(IDLE, &asked), json!({}));
     object["metadata"]["annotations"] = json!({ "skiff.io/io-max": "device=/dev/vda,wbps=4Mi,riops=200" });
     board.control.apply(&object);
     let asks = board.running("asks");
@@ -150,7 +141,7 @@ fn limits_change_without_a_restart(board: &mut Board) {
     } });
     board
         .control
-        .apply(&pod("resized", &with(IDLE, &asked), json!({})));
+        .apply(&pod("resized", &shell_with(IDLE, &asked), json!({})));
     let before = board.running("resized");
     let cgroup = board.cgroup(&uid(&before));
     let first = board.ok(&format!("head -1 {cgroup}/cgroup.procs"));
@@ -181,7 +172,7 @@ fn who_wants_more_is_held(board: &mut Board) {
     // Memory: all of the container ends, also the part that is innocent.
     let script = "sleep 3600 & echo begun; tail -c 64m </dev/zero; echo survived; wait";
     let asked = json!({ "resources": { "limits": { "memory": "24Mi" } } });
-    let (ended, log) = board.ends(&pod("eats", &with(script, &asked), never()));
+    let (ended, log) = board.ends(&pod("eats", &shell_with(script, &asked), never()));
     let state = &ended["status"]["containerStatuses"][0]["state"]["terminated"];
     assert_eq!(
         (&state["reason"], &state["exitCode"]),
@@ -199,9 +190,11 @@ fn who_wants_more_is_held(board: &mut Board) {
     );
     // The processor.
     let asked = json!({ "resources": { "limits": { "cpu": "100m" } } });
-    board
-        .control
-        .apply(&pod("spins", &with("while :; do :; done", &asked), json!({})));
+    board.control.apply(&pod(
+        "spins",
+        &shell_with("while :; do :; done", &asked),
+        json!({}),
+    ));
     let spins = board.running("spins");
     let cgroup = board.cgroup(&uid(&spins));
     wait("the busy loop to be throttled", PATIENCE, || {
@@ -234,7 +227,7 @@ fn devices_are_closed_by_a_program(board: &Board) {
             "Input/output error\n",
         ),
     ] {
-        let (_, log) = board.ends(&pod(name, &with(script, &more), never()));
+        let (_, log) = board.ends(&pod(name, &shell_with(script, &more), never()));
         assert_eq!(log, expected, "{name}");
     }
 }
@@ -245,7 +238,7 @@ fn a_command_is_held_with_its_container(board: &mut Board) {
     } });
     board
         .control
-        .apply(&pod("probed", &with(IDLE, &probe), json!({})));
+        .apply(&pod("probed", &shell_with(IDLE, &probe), json!({})));
     let probed = board.running("probed");
     let cgroup = board.cgroup(&uid(&probed));
     let lines =
@@ -270,7 +263,9 @@ fn a_node_short_of_memory_evicts(board: &mut Board) {
     let script = "i=0; while [ $i -lt 25 ]; do dd if=/dev/zero of=/m/$i bs=1M count=6 2>/dev/null; i=$((i+1)); sleep 0.5; done; sleep 3600";
     let volume = json!({ "volumes": [{ "name": "m", "emptyDir": { "medium": "Memory" } }] });
     let mounts = json!({ "volumeMounts": [{ "name": "m", "mountPath": "/m" }] });
-    board.control.apply(&pod("hog", &with(script, &mounts), volume));
+    board
+        .control
+        .apply(&pod("hog", &shell_with(script, &mounts), volume));
     let evicted = board.control.until("hog", "to be evicted", PATIENCE, |it| {
         it["status"]["phase"] == "Failed"
     });

@@ -23,6 +23,9 @@ pub(crate) const NAME: &str = "board";
 /// How long things may take on an emulated machine that is busy.
 pub(crate) const PATIENCE: u64 = 120;
 
+/// Succeeds while there is an agent.
+const ALIVE: &str = "kill -0 $(cat /run/agent.pid)";
+
 /// A file that the board is made of.
 pub(crate) fn file(name: &str) -> PathBuf {
     programs::find("SKIFF_BOARD", "board", "cargo xtask test --only board").join(name)
@@ -111,6 +114,19 @@ impl Board {
         self.ok("kill -9 $(cat /run/agent.pid)");
     }
 
+    /// Waits until there is no agent any more, whoever ends it.
+    #[track_caller]
+    pub(crate) fn agent_ends(&mut self) {
+        wait("the agent to end", PATIENCE, || {
+            let said = self.run(ALIVE);
+            if said.code == 0 {
+                Err(said.to_string())
+            } else {
+                Ok(())
+            }
+        });
+    }
+
     /// The board.
     #[track_caller]
     pub(crate) fn machine(&mut self) -> &mut Machine {
@@ -173,7 +189,7 @@ impl Board {
             {
                 return Ok(value);
             }
-            if self.run("kill -0 $(cat /run/agent.pid)").code != 0 {
+            if self.run(ALIVE).code != 0 {
                 return Err(format!(
                     "the agent ended: {}",
                     self.run("tail -n 5 /run/agent.log").out

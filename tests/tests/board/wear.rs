@@ -51,6 +51,19 @@ fn journal(board: &mut Board) -> (u64, u64) {
     (figure("bytes"), figure("syncs"))
 }
 
+/// What reaches the disk for a change, once it is left alone again; at most `bound` bytes may.
+#[track_caller]
+fn costs(board: &mut Board, what: &str, bound: u64, change: impl FnOnce(&mut Board)) {
+    let (bytes, syncs) = journal(board);
+    let before = board.machine().disk().written();
+    change(board);
+    let disk = settled(board) - before;
+    let (after, times) = journal(board);
+    let (journal, syncs) = (after - bytes, times - syncs);
+    println!("{what}: {disk} bytes on the disk, {journal} of the journal in {syncs} syncs");
+    assert!(disk <= bound, "{what}: {disk} bytes");
+}
+
 #[test]
 fn flash_is_written_for_changes_alone() {
     let mut board = Board::start(&Wanted {
@@ -71,36 +84,20 @@ fn flash_is_written_for_changes_alone() {
     println!("{HEALTHY} healthy Pods, {IDLE_SECONDS} s: {idle} bytes");
     assert_eq!(idle, 0, "a node whose Pods are healthy writes nothing");
 
-    let (bytes, syncs) = journal(&mut board);
-    let before = board.machine().disk().written();
-    board.control.apply(&pod("more", &shell(IDLE), json!({})));
+    costs(&mut board, "one Pod more", DEPLOY_BYTES, |board| {
+        board.control.apply(&pod("more", &shell(IDLE), json!({})));
+        board.running("more");
+    });
     let more = board.running("more");
-    let deployed = settled(&mut board) - before;
-    let (after, times) = journal(&mut board);
-    println!(
-        "one Pod more: {deployed} bytes on the disk, {} of the journal in {} syncs",
-        after - bytes,
-        times - syncs
-    );
-    assert!(deployed <= DEPLOY_BYTES, "{deployed} bytes for one Pod");
-
-    let (bytes, syncs) = journal(&mut board);
-    let before = board.machine().disk().written();
     let cgroup = board.cgroup(more["metadata"]["uid"].as_str().unwrap());
-    board.ok(&format!("kill -9 $(head -n 1 {cgroup}/cgroup.procs)"));
-    board
-        .control
-        .until("more", "to be restarted", PATIENCE, |it: &Value| {
-            let status = &it["status"]["containerStatuses"][0];
-            status["restartCount"] == 1 && !status["state"]["running"].is_null()
-        });
-    let restarted = settled(&mut board) - before;
-    let (after, times) = journal(&mut board);
-    println!(
-        "one restart: {restarted} bytes on the disk, {} of the journal in {} syncs",
-        after - bytes,
-        times - syncs
-    );
-    assert!(restarted <= RESTART_BYTES, "{restarted} bytes for one restart");
+    costs(&mut board, "one restart", RESTART_BYTES, |board| {
+        board.ok(&format!("kill -9 $(head -n 1 {cgroup}/cgroup.procs)"));
+        board
+            .control
+            .until("more", "to be restarted", PATIENCE, |it: &Value| {
+                let status = &it["status"]["containerStatuses"][0];
+                status["restartCount"] == 1 && !status["state"]["running"].is_null()
+            });
+    });
     println!("{}", board.ok("skiff-agent metrics | grep ^skiff_disk"));
 }

@@ -6,7 +6,7 @@ use serde_json::json;
 
 use crate::disk::Cut;
 use crate::harness::pods::IDLE;
-use crate::harness::{pod, shell, wait};
+use crate::harness::{pod, shell};
 use crate::machine::Boot;
 use crate::node::{Board, PATIENCE, Wanted};
 
@@ -23,14 +23,7 @@ fn a_wedged_agent_is_ended_and_a_machine_without_one_is_reset() {
 
     let own = board.ok("sed 's|^0::|/sys/fs/cgroup|' /proc/$(cat /run/agent.pid)/cgroup");
     board.ok(&format!("echo 1 >{own}/cgroup.freeze"));
-    wait("the kernel to end the agent", PATIENCE, || {
-        let said = board.run("kill -0 $(cat /run/agent.pid)");
-        if said.code == 0 {
-            Err(said.to_string())
-        } else {
-            Ok(())
-        }
-    });
+    board.agent_ends();
     board.ok(&format!("echo 0 >{own}/cgroup.freeze"));
     board.run_agent();
     board.answer("status");
@@ -41,14 +34,7 @@ fn a_wedged_agent_is_ended_and_a_machine_without_one_is_reset() {
 
     // Asked to end, it leaves the device in peace; killed, it does not.
     board.ok("kill $(cat /run/agent.pid)");
-    wait("the agent to end", PATIENCE, || {
-        let said = board.run("kill -0 $(cat /run/agent.pid)");
-        if said.code == 0 {
-            Err(said.to_string())
-        } else {
-            Ok(())
-        }
-    });
+    board.agent_ends();
     board.ok("sleep 45");
     board.run_agent();
     board.answer("status");

@@ -4,7 +4,7 @@
 
 use serde_json::{Value, json};
 
-use crate::harness::pods::IDLE;
+use crate::harness::pods::{IDLE, shell_with};
 use crate::harness::{Cluster, Setup, kernel, pod, shell, wait};
 
 const AGENT: &str = "[[devices]]\nname = \"skiff.io/fuse\"\npaths = [\"/dev/fuse\"]\n";
@@ -37,15 +37,6 @@ fn asks(limits: &Value) -> Value {
     json!({ "resources": { "limits": limits } })
 }
 
-fn with(script: &str, more: &Value) -> Value {
-    let mut container = shell(script);
-    container
-        .as_object_mut()
-        .unwrap()
-        .extend(more.as_object().unwrap().clone());
-    container
-}
-
 fn devices_are_given(cluster: &Cluster) {
     let node: Value =
         serde_json::from_str(&cluster.kubectl(&["get", "node", "rover", "-o", "json"]).ok()).unwrap();
@@ -65,7 +56,7 @@ fn devices_are_given(cluster: &Cluster) {
     ] {
         cluster.apply(&pod(
             name,
-            &with(script, &asks(&limits)),
+            &shell_with(script, &asks(&limits)),
             json!({ "restartPolicy": "Never" }),
         ));
         cluster.phase(name, "Succeeded");
@@ -85,12 +76,12 @@ fn what_does_not_fit_is_refused(cluster: &Cluster) {
     // The first holds the only device; the second has no place, wherever it is decided.
     cluster.run(&pod(
         "holds",
-        &with(IDLE, &asks(&json!({ "skiff.io/fuse": 1 }))),
+        &shell_with(IDLE, &asks(&json!({ "skiff.io/fuse": 1 }))),
         json!({}),
     ));
     cluster.apply(&pod(
         "second",
-        &with(IDLE, &asks(&json!({ "skiff.io/fuse": 1 }))),
+        &shell_with(IDLE, &asks(&json!({ "skiff.io/fuse": 1 }))),
         json!({}),
     ));
     wait("the second to be told that there is no room", 20, || {
@@ -112,7 +103,7 @@ fn what_does_not_fit_is_refused(cluster: &Cluster) {
             "OutOfephemeral-storage",
         ),
     ] {
-        let container = with(IDLE, &asks(&limits));
+        let container = shell_with(IDLE, &asks(&limits));
         cluster.apply(&pod(name, &container, json!({ "nodeName": "rover" })));
         let failed = cluster.phase(name, "Failed");
         assert_eq!(failed["status"]["reason"], reason, "{failed}");
@@ -124,7 +115,7 @@ fn what_does_not_fit_is_refused(cluster: &Cluster) {
 }
 
 fn limits_change_without_a_restart(cluster: &Cluster) {
-    let container = with(
+    let container = shell_with(
         IDLE,
         &json!({ "resources": {
         "requests": { "cpu": "100m", "memory": "32Mi" }, "limits": { "cpu": "200m", "memory": "64Mi" },

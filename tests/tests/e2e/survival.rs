@@ -230,7 +230,10 @@ fn a_service_manager_hears_how_the_agent_is() {
         ("WATCHDOG_USEC", "2000000".to_owned()),
     ];
     cluster.node.start();
-    assert_eq!(hears(), "READY=1\nSTATUS=2 Pods, not connected; Pods run on\n");
+    assert_eq!(hears(), "READY=1\n");
+    // The first sign of life comes with it.
+    assert_eq!(hears(), "WATCHDOG=1\n");
+    assert_eq!(hears(), "STATUS=2 Pods, not connected; Pods run on\n");
     let (mut alive, mut connected) = (0, false);
     while alive < 4 || !connected {
         match hears().as_str() {

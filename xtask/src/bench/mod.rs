@@ -36,16 +36,19 @@ pub(crate) struct Options {
     install_peers: bool,
     /// Measure the peers and nothing of ours.
     peers_only: bool,
+    /// Measure single parts of the agent, and nothing else.
+    parts: bool,
     /// Seconds over which the idle node is watched.
     idle: Duration,
 }
 
 impl Options {
-    /// Reads `--peers`, `--peers-only` and `--idle SECONDS`.
+    /// Reads `--peers`, `--peers-only`, `--parts` and `--idle SECONDS`.
     pub(crate) fn parse(words: &[&str]) -> Result<Self> {
         let mut options = Self {
             install_peers: false,
             peers_only: false,
+            parts: false,
             idle: Duration::from_secs(IDLE),
         };
         let mut words = words.iter();
@@ -53,6 +56,7 @@ impl Options {
             match *word {
                 "--peers" => options.install_peers = true,
                 "--peers-only" => options.peers_only = true,
+                "--parts" => options.parts = true,
                 "--idle" => {
                     let value = words.next().context("--idle needs a number of seconds")?;
                     let seconds = value
@@ -60,7 +64,9 @@ impl Options {
                         .with_context(|| format!("--idle: {value} is not a number of seconds"))?;
                     options.idle = Duration::from_secs(seconds);
                 }
-                other => bail!("`bench` takes --peers, --peers-only and --idle SECONDS, not {other}"),
+                other => {
+                    bail!("`bench` takes --peers, --peers-only, --parts and --idle SECONDS, not {other}")
+                }
             }
         }
         Ok(options)
@@ -72,6 +78,9 @@ pub(crate) fn run(workspace: &Workspace, options: &Options) -> Result<()> {
     println!("==> setting up");
     setup::packages(&setup::missing(setup::FLEET))?;
     setup::rust(workspace)?;
+    if options.parts {
+        return parts(workspace);
+    }
     if options.install_peers && crate::command::find("podman").is_none() {
         setup::packages(&["podman"])?;
     }
@@ -120,6 +129,19 @@ pub(crate) fn run(workspace: &Workspace, options: &Options) -> Result<()> {
     {
         0 => Ok(()),
         missed => bail!("{missed} of {} promises missed", rows.len()),
+    }
+}
+
+/// What the crates measure of themselves: tests that are ignored else, built as a release is, one after the other.
+fn parts(workspace: &Workspace) -> Result<()> {
+    setup::nextest(workspace)?;
+    images::build(workspace)?;
+    let words = ["--release", "--run-ignored", "only", "--no-capture"];
+    let crates = ["--package", "skiff-shim", "--package", "skiff-agent"];
+    let words: Vec<String> = words.iter().chain(&crates).map(ToString::to_string).collect();
+    match test::nextest(workspace, &words, &[])? {
+        (true, _) => Ok(()),
+        (false, line) => bail!("a part does not keep its promise: {}", line.unwrap_or_default()),
     }
 }
 

@@ -4,7 +4,14 @@ use skiff_core::ObservedPhase::{Exited, Running, Starting};
 use skiff_core::StartError;
 use skiff_protocol::wire::spec::RestartPolicy;
 
-use crate::bench::{check, container, exit, found, found_pod, pod, pod_with};
+use crate::bench::{Bench, check, container, exit, found, found_pod, pod, pod_with};
+
+/// A container that runs once is about to be started.
+fn starts_once(b: &mut Bench) {
+    b.pods(&[pod_with("job", |it| it.restart_policy = RestartPolicy::Never)]);
+    b.sandbox_ready("job");
+    b.image_ready("job/app#0");
+}
 
 #[test]
 fn a_running_pod_is_taken_over_untouched() {
@@ -118,9 +125,7 @@ fn a_reboot_starts_what_shall_run() {
 #[test]
 fn a_container_that_runs_once_is_not_run_again_after_a_reboot() {
     check("reboot-never", |b| {
-        b.pods(&[pod_with("job", |it| it.restart_policy = RestartPolicy::Never)]);
-        b.sandbox_ready("job");
-        b.image_ready("job/app#0");
+        starts_once(b);
         b.note("it may be running already, whatever is heard of it");
         b.restart(Vec::new());
     });
@@ -145,9 +150,7 @@ fn a_count_that_was_told_is_not_taken_back_by_a_reboot() {
 #[test]
 fn a_start_that_is_under_way_is_asked_for_again_under_its_number() {
     check("adopt-starting", |b| {
-        b.pods(&[pod_with("job", |it| it.restart_policy = RestartPolicy::Never)]);
-        b.sandbox_ready("job");
-        b.image_ready("job/app#0");
+        starts_once(b);
         b.restart(vec![found_pod(
             "job",
             2,
@@ -161,9 +164,7 @@ fn a_start_that_is_under_way_is_asked_for_again_under_its_number() {
 #[test]
 fn a_start_that_came_to_nothing_may_be_tried_after_a_reboot() {
     check("reboot-not-started", |b| {
-        b.pods(&[pod_with("job", |it| it.restart_policy = RestartPolicy::Never)]);
-        b.sandbox_ready("job");
-        b.image_ready("job/app#0");
+        starts_once(b);
         b.start_failed(
             "job/app#0",
             StartError::Config("the Pod has no network".to_owned()),

@@ -14,6 +14,16 @@ pub(crate) fn shell(script: &str) -> Value {
     })
 }
 
+/// The same; `more` goes into the container.
+pub(crate) fn shell_with(script: &str, more: &Value) -> Value {
+    let mut container = shell(script);
+    container
+        .as_object_mut()
+        .unwrap()
+        .extend(more.as_object().unwrap().clone());
+    container
+}
+
 /// A Pod with one container; `more` goes into its spec.
 pub(crate) fn pod(name: &str, container: &Value, more: Value) -> Value {
     let mut spec = json!({ "containers": [container] });
