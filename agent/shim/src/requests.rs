@@ -108,7 +108,7 @@ impl Server {
         let streams = Streams {
             tty: config.tty,
             stdin: config.stdin,
-            uid: config.user.uid,
+            uid: config.host_owner().0,
         };
         let made = Output::create(&dir, attempt, log.capacity, streams);
         let (output, stdio) = made.map_err(|error| ShimError::Kernel(error.to_string()))?;

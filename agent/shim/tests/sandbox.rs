@@ -9,7 +9,7 @@ use std::fs;
 use common::{Pod, TIMEOUT};
 use skiff_shim::client::ClientError;
 use skiff_shim::protocol::{RequestBody, ShimError};
-use skiff_sys::{IdRange, SandboxConfig};
+use skiff_sys::SandboxConfig;
 
 fn pod_with(subnet: u8, change: impl FnOnce(&mut SandboxConfig)) -> Pod {
     let mut pod = Pod::new(subnet);
@@ -99,15 +99,6 @@ fn a_sandbox_that_would_change_the_host_is_refused() {
             sandbox.sysctls = vec![("net.ipv4.ip_forward".into(), "1".into())];
         },
         "it belongs to the network namespace, which is the host's",
-    );
-    check(
-        &|sandbox| {
-            sandbox.users = Some(IdRange {
-                first: 100_000,
-                count: 65536,
-            });
-        },
-        "user namespace",
     );
 }
 

@@ -62,6 +62,9 @@ bits! {
     SYS_PACCT = 20, SYS_ADMIN = 21, SYS_BOOT = 22, SYS_NICE = 23, SYS_RESOURCE = 24, SYS_TIME = 25, SYS_TTY_CONFIG = 26, SYSLOG = 34, PERFMON = 38, BPF = 39,
 }
 
+/// All that are known here.
+pub(crate) const ALL: u64 = (1 << NAMES.len()) - 1;
+
 /// Whether a set holds all of `wanted`.
 #[must_use]
 pub(crate) fn holds(set: u64, wanted: u64) -> bool {

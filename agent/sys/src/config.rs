@@ -124,7 +124,7 @@ pub struct SandboxConfig {
     pub host_pid: bool,
     /// `spec.shareProcessNamespace`: one PID namespace for all containers, whose first process is ours.
     pub share_pid: bool,
-    /// `spec.hostUsers: false`: ids from 0 on are these of the host.
+    /// `spec.hostUsers: false`: a user namespace of its own, in which ids from 0 on are these of the host.
     pub users: Option<IdRange>,
     /// `spec.securityContext.sysctls`: name with dots, and value; written in the Pod's namespaces.
     pub sysctls: Vec<(String, String)>,
@@ -137,6 +137,14 @@ pub struct IdRange {
     pub first: u32,
     /// How many.
     pub count: u32,
+}
+
+impl IdRange {
+    /// The host's id of one inside.
+    #[must_use]
+    pub fn host(self, id: u32) -> u32 {
+        self.first.saturating_add(id)
+    }
 }
 
 impl SandboxConfig {
@@ -361,6 +369,18 @@ pub struct ContainerConfig {
     pub tty: bool,
     /// Its standard input stays open for whoever attaches; else it reads from nothing.
     pub stdin: bool,
+}
+
+impl ContainerConfig {
+    /// The host's ids of the container's user and group.
+    #[must_use]
+    pub fn host_owner(&self) -> (u32, u32) {
+        let host = |id| match &self.namespaces.user {
+            Some((_, range)) => range.host(id),
+            None => id,
+        };
+        (host(self.user.uid), host(self.user.gid))
+    }
 }
 
 /// A command that is run in a running container: with the container's user, groups, environment, directory, capabilities,

@@ -68,7 +68,7 @@ pub(crate) struct Allowed(Vec<Node>);
 impl Allowed {
     /// Looks at the host's nodes that the container is to have besides the default ones; the error names the device.
     pub(crate) fn of(config: &ContainerConfig) -> std::result::Result<Self, String> {
-        let owner = (config.user.uid, config.user.gid);
+        let owner = config.host_owner();
         let nodes = config.devices.iter().map(|device| node(device, owner));
         nodes.collect::<std::result::Result<_, _>>().map(Self)
     }

@@ -146,11 +146,12 @@ impl Root {
         self.openat2(&name, &how).doing_path("open", path)
     }
 
-    /// Makes a directory and its parents under the root, mode 0755, as the container would see the path.
+    /// Makes a directory and its parents under the root, mode 0755, as the container would see the path. What is made
+    /// belongs to the user and group `owner`, or to this process's.
     ///
     /// # Errors
     /// `ENOTDIR` when a part of it is a file.
-    pub fn create_dir_all(&self, path: &Path) -> Result<()> {
+    pub fn create_dir_all(&self, path: &Path, owner: Option<u32>) -> Result<()> {
         let flags = libc::O_PATH | libc::O_DIRECTORY;
         let mut parent = self.open_at(Path::new("/"), flags, 0, Resolve::InRoot)?;
         let mut so_far = PathBuf::from("/");
@@ -165,7 +166,12 @@ impl Root {
                         Mode::from_bits_retain(0o755),
                     );
                     made.doing_path("make", &so_far)?;
-                    self.open_at(&so_far, flags, 0, Resolve::InRoot)?
+                    let made = self.open_at(&so_far, flags, 0, Resolve::InRoot)?;
+                    if owner.is_some() {
+                        std::os::unix::fs::chown(format!("/proc/self/fd/{}", made.as_raw_fd()), owner, owner)
+                            .doing_path("own", &so_far)?;
+                    }
+                    made
                 }
                 found => found?,
             };
@@ -251,13 +257,13 @@ mod tests {
             ("/", ""),
             ("/a", "a"),
         ] {
-            root.create_dir_all(Path::new(wanted)).unwrap();
+            root.create_dir_all(Path::new(wanted), None).unwrap();
             assert!(path.join(found).is_dir(), "{wanted}");
         }
         assert!(!dir.path().join("y").exists());
         fs::write(path.join("file"), "").unwrap();
         assert!(
-            root.create_dir_all(Path::new("/file/x"))
+            root.create_dir_all(Path::new("/file/x"), None)
                 .unwrap_err()
                 .is(libc::ENOTDIR)
         );

@@ -21,6 +21,7 @@ pub mod sandbox;
 pub mod seccomp;
 pub mod terminal;
 mod tree;
+mod users;
 pub mod volume;
 pub mod watchdog;
 

@@ -5,6 +5,7 @@
 //! behind when it fails; [`destroy`] can be repeated and undoes everything but the bridge, which all Pods share.
 //!
 //! ```text
+//! <ns_dir>/user  nsfs of the user namespace that the following belong to, with hostUsers: false
 //! <ns_dir>/net   nsfs of the network namespace, unless hostNetwork
 //! <ns_dir>/ipc   nsfs of the IPC namespace, unless hostIPC
 //! <ns_dir>/uts   nsfs of the UTS namespace, hostname set, unless hostNetwork
@@ -22,7 +23,7 @@ mod sysctl;
 
 use std::fs;
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -34,6 +35,7 @@ use crate::error::{Doing, Result};
 use crate::fs::remove_dir_all;
 use crate::mount;
 use crate::netlink::Netlink;
+use crate::users;
 
 /// Says how far the network is.
 const NETWORK_FILE: &str = "network";
@@ -60,15 +62,22 @@ pub fn create(config: &SandboxConfig, cgroups: &Cgroups) -> Result<()> {
 }
 
 fn try_create(config: &SandboxConfig, cgroups: &Cgroups) -> Result<()> {
-    if config.users.is_some() {
-        return Err(io::Error::other("this build does not support user namespaces"))
-            .doing("make the user namespace of pod", &config.pod_uid);
-    }
     fs::create_dir_all(&config.ns_dir).doing_path("make", &config.ns_dir)?;
     // Opened outside of the Pod's namespace, so that it speaks to the host's.
     let host = Netlink::open()?;
     let flags = own_namespaces(config);
-    unshare(flags).doing("make the namespaces of pod", &config.pod_uid)?;
+    let (users, later) = match config.users {
+        Some(range) => {
+            let (users, later) = users::make(range, flags, || sysctl::write_first(config))?;
+            let opened = format!("/proc/self/fd/{}", users.as_fd().as_raw_fd());
+            pin(&config.ns_dir, Path::new(&opened), "user")?;
+            (Some(users), later)
+        }
+        None => {
+            unshare(flags).doing("make the namespaces of pod", &config.pod_uid)?;
+            (None, sysctl::write_first(config)?)
+        }
+    };
     if flags.contains(CloneFlags::CLONE_NEWUTS) {
         nix::unistd::sethostname(&config.hostname).doing("set the hostname", &config.hostname)?;
         pin_own(&config.ns_dir, "uts")?;
@@ -78,11 +87,12 @@ fn try_create(config: &SandboxConfig, cgroups: &Cgroups) -> Result<()> {
         let shm = config.ns_dir.join("shm");
         fs::create_dir_all(&shm).doing_path("make", &shm)?;
         mount::tmpfs(&shm, config.shm_bytes, 0o1777)?;
+        let root = config.users.map(|range| range.host(0));
+        std::os::unix::fs::chown(&shm, root, root).doing_path("own", &shm)?;
     }
-    let later = sysctl::write_first(config)?;
     if flags.contains(CloneFlags::CLONE_NEWNET) {
         let namespace = pin_own(&config.ns_dir, "net")?;
-        begin_network(config, host, namespace, later)?;
+        begin_network(config, host, namespace, users, later)?;
     }
     // Last, because the cgroup lock may be held meanwhile: see `Cgroups::warm_up`.
     cgroups.ensure_pod(&config.cgroup)?;
@@ -120,6 +130,7 @@ fn begin_network(
     config: &SandboxConfig,
     mut host: Netlink,
     namespace: OwnedFd,
+    users: Option<users::Namespace>,
     sysctls: Vec<(String, String)>,
 ) -> Result<()> {
     let path = config.ns_dir.join(NETWORK_FILE);
@@ -129,6 +140,11 @@ fn begin_network(
     // Nobody waits for its report: what it has to say is in the file.
     crate::process::fork_child(move || {
         let outcome = set_up_network(network.as_ref(), &mut host, &namespace).and_then(|()| {
+            if sysctls.is_empty() {
+                return Ok(());
+            }
+            // Ids in a setting are the Pod's.
+            users.as_ref().map_or(Ok(()), users::Namespace::become_root)?;
             sysctls
                 .iter()
                 .try_for_each(|(name, value)| sysctl::write(name, value))

@@ -5,16 +5,18 @@
 
 use std::ffi::CString;
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd as _, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
 use crate::error::{Doing, Result, check};
+use crate::users::Namespace;
 
 const OPEN_TREE_CLONE: libc::c_uint = 1;
 const AT_RECURSIVE: libc::c_int = 0x8000;
 const MOVE_MOUNT_F_EMPTY_PATH: libc::c_uint = 4;
 const MOUNT_ATTR_RDONLY: u64 = 1;
+const MOUNT_ATTR_IDMAP: u64 = 0x10_0000;
 
 /// `struct mount_attr` of `mount_setattr(2)`.
 #[repr(C)]
@@ -51,7 +53,24 @@ impl Tree {
             set: MOUNT_ATTR_RDONLY,
             ..Attributes::default()
         };
-        mount_setattr(self.0.as_raw_fd(), &attributes).doing("make read-only", "mounts")
+        mount_setattr(self.0.as_raw_fd(), AT_RECURSIVE, &attributes).doing("make read-only", "mounts")
+    }
+
+    /// Shows what is mounted with a user namespace's ids; what is mounted below with them too, where that can be, else as
+    /// nobody's. `EINVAL` when the file system cannot do it, `ENOSYS` before Linux 5.12.
+    pub(crate) fn map_ids(&self, users: &Namespace) -> io::Result<()> {
+        let attributes = Attributes {
+            set: MOUNT_ATTR_IDMAP,
+            user_namespace: users.as_fd().as_raw_fd() as u64,
+            ..Attributes::default()
+        };
+        let raw = self.0.as_raw_fd();
+        match mount_setattr(raw, AT_RECURSIVE, &attributes) {
+            Err(error) if matches!(error.raw_os_error(), Some(libc::EINVAL | libc::EPERM)) => {
+                mount_setattr(raw, 0, &attributes)
+            }
+            result => result,
+        }
     }
 
     /// Puts it on a file or directory.
@@ -83,14 +102,14 @@ fn open_tree(at: i32, name: &std::ffi::CStr, flags: libc::c_uint) -> io::Result<
     Ok(Tree(unsafe { OwnedFd::from_raw_fd(fd as i32) }))
 }
 
-fn mount_setattr(fd: i32, attributes: &Attributes) -> io::Result<()> {
+fn mount_setattr(fd: i32, flags: libc::c_int, attributes: &Attributes) -> io::Result<()> {
     // SAFETY: the attributes have the kernel's layout and their size is given; they outlive the call, as does the name.
     check(unsafe {
         libc::syscall(
             libc::SYS_mount_setattr,
             fd,
             c"".as_ptr(),
-            libc::AT_EMPTY_PATH | AT_RECURSIVE,
+            libc::AT_EMPTY_PATH | flags,
             attributes,
             size_of::<Attributes>(),
         )
@@ -105,5 +124,5 @@ pub(crate) fn recursive_read_only() -> bool {
         ..Attributes::default()
     };
     // No mount is named: a kernel that knows the call says so.
-    mount_setattr(-1, &attributes).is_err_and(|error| error.raw_os_error() == Some(libc::EBADF))
+    mount_setattr(-1, AT_RECURSIVE, &attributes).is_err_and(|error| error.raw_os_error() == Some(libc::EBADF))
 }

@@ -22,12 +22,12 @@ use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout};
 use nix::sched::CloneFlags;
-use nix::unistd::{ForkResult, Gid, Pid, Uid};
+use nix::unistd::{ForkResult, Pid, Uid};
 use serde::{Deserialize, Serialize};
 
 use super::payload::{self, Failure, Payload};
+use super::user::Become;
 use super::{Privileges, executed};
-use crate::cap;
 use crate::cgroup::{Cgroups, Membership};
 use crate::config::{ContainerConfig, ExecConfig, RunError, Started};
 use crate::error::{Doing, Result, check};
@@ -114,6 +114,11 @@ fn attempt(
         .map_err(failed)?;
     let (output, out) = process::pipe().map_err(failed)?;
     process::set_nonblocking(&output).map_err(failed)?;
+    // It may open its streams again by name.
+    let (owner, _) = config.host_owner();
+    nix::unistd::fchown(out.as_raw_fd(), Some(Uid::from_raw(owner)), None)
+        .doing("own", "a pipe")
+        .map_err(failed)?;
     let (status, sender) = process::pipe().map_err(failed)?;
     let payload = Payload {
         args: exec.command.args.clone(),
@@ -306,7 +311,8 @@ impl Entry<'_> {
             payload::fail(self.status, &Failure::Protect(error.to_string()))
         }
         payload.home = home(self.config.user.uid);
-        let confined = enter_directory(&self.config.cwd).and_then(|()| become_user(self.config, privileges));
+        let confined =
+            enter_directory(&self.config.cwd).and_then(|()| Become::of(self.config, privileges).now());
         match confined {
             Ok(()) => payload.run(),
             Err(error) => payload::fail(STATUS, &Failure::Protect(error.to_string())),
@@ -369,33 +375,6 @@ fn namespaces(config: &ContainerConfig) -> CloneFlags {
         kinds |= CloneFlags::CLONE_NEWUSER;
     }
     kinds
-}
-
-/// Ids and capabilities as the container's first process has them until its filter is in place.
-fn become_user(config: &ContainerConfig, privileges: &Privileges) -> Result<()> {
-    let keep = |on: libc::c_long| {
-        // SAFETY: PR_SET_KEEPCAPS takes one integer.
-        check(unsafe { libc::prctl(libc::PR_SET_KEEPCAPS, on, 0, 0, 0) }.into())
-            .doing("keep", "capabilities")
-            .map(drop)
-    };
-    if privileges.until_filter == privileges.capabilities {
-        // Else it is done with the filter: see `payload`.
-        cap::drop_bounding(privileges.capabilities)?;
-    }
-    keep(1)?;
-    let user = &config.user;
-    let groups: Vec<Gid> = user.additional_gids.iter().copied().map(Gid::from_raw).collect();
-    nix::unistd::setgroups(&groups).doing("set", "supplementary groups")?;
-    let (uid, gid) = (Uid::from_raw(user.uid), Gid::from_raw(user.gid));
-    nix::unistd::setresgid(gid, gid, gid).doing("become group", user.gid)?;
-    nix::unistd::setresuid(uid, uid, uid).doing("become user", user.uid)?;
-    keep(0)?;
-    cap::hold(privileges.until_filter)?;
-    if config.no_new_privileges {
-        nix::sys::prctl::set_no_new_privs().doing("set", "no_new_privs")?;
-    }
-    Ok(())
 }
 
 /// The user's directory by the container's `/etc/passwd`, as for the first process.

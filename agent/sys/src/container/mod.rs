@@ -16,6 +16,7 @@ mod mounts;
 mod payload;
 mod spec;
 mod trace;
+mod user;
 
 pub use exec::{Exec, Execution, exec, group};
 
@@ -35,6 +36,7 @@ use crate::cgroup::{Cgroups, Version};
 use crate::config::{ContainerConfig, Limits, RunError, Seccomp, Started};
 use crate::error::{Doing, KernelError, Result};
 use crate::fs::{Root, remove_dir_all};
+use crate::users::{self, Entrance, Namespace};
 use crate::{apparmor, devices, mount, process, sandbox, seccomp};
 use payload::{Failure, Payload};
 use trace::Trace;
@@ -44,6 +46,9 @@ const MAX_REASONS: usize = 2;
 
 /// In the bundle: the filter that a profile came to.
 const FILTER_FILE: &str = "filter";
+
+/// In the bundle: where layers are mounted that show a user namespace's ids.
+const LAYERS: &str = "layers";
 
 /// The container's standard streams.
 #[derive(Debug)]
@@ -76,9 +81,17 @@ pub fn run(
     let privileges = Privileges::of(config).map_err(refuse)?;
     let devices = devices::Allowed::of(config).map_err(refuse)?;
     let (status, sender) = process::pipe().map_err(|error| refuse(error.to_string()))?;
+    let users = config.namespaces.user.as_ref();
+    let users = users
+        .map(|(path, range)| Namespace::open(path, *range))
+        .transpose();
+    let users = users.map_err(|error| refuse(error.to_string()))?;
     let mut payload = privileges
         .payload(config, sender.as_raw_fd(), false)
         .map_err(refuse)?;
+    payload.entrance = users
+        .as_ref()
+        .map(|users| user::Entry::of(config, &privileges, Entrance::by(users)));
     payload.console = stdio.console.as_ref().map(AsRawFd::as_raw_fd);
     let rootfs = |error: KernelError| RunError::Rootfs {
         id: config.id.clone(),
@@ -89,7 +102,7 @@ pub fn run(
         reason: error.to_string(),
     };
     // What follows from the host's mounts is taken from them while this process still sees them as they are.
-    let staged = mounts::Staged::take(config).map_err(create)?;
+    let staged = mounts::Staged::take(config, users.as_ref()).map_err(create)?;
     prepare(
         config,
         &privileges,
@@ -101,7 +114,7 @@ pub fn run(
     .map_err(create)?;
     // After the cgroup is made, for making one waits for a move; before the mounts, which pass the time.
     cgroups.warm_up_meanwhile();
-    mount_root(config).map_err(rootfs)?;
+    mount_root(config, users.as_ref()).map_err(rootfs)?;
     staged.put().map_err(create)?;
     let trace = trace::install(&cgroups.oom_file(&config.cgroup_path)).map_err(create)?;
     let mut container = build(config, stdio, payload).map_err(|error| {
@@ -146,7 +159,10 @@ pub fn run(
 }
 
 /// What the container's first process is left with, and what it has until its filter is in place.
+#[derive(Clone, Copy)]
 struct Privileges {
+    /// What libcontainer leaves it with.
+    outside: u64,
     capabilities: u64,
     until_filter: u64,
     filter: bool,
@@ -154,15 +170,15 @@ struct Privileges {
 
 impl Privileges {
     fn of(config: &ContainerConfig) -> std::result::Result<Self, String> {
-        let held = cap::bounding().map_err(|error| error.to_string())?;
+        let bounding = cap::bounding().map_err(|error| error.to_string())?;
+        // Whoever enters a user namespace has everything in it.
+        let own_users = config.namespaces.user.is_some();
+        let held = if own_users { cap::ALL } else { bounding };
         if config.args.is_empty() {
             return Err("args: no command".to_owned());
         }
         if config.rootfs.lower.is_empty() {
             return Err("rootfs.lower: no layer".to_owned());
-        }
-        if config.namespaces.user.is_some() {
-            return Err("namespaces.user: user namespaces are not supported by this build".to_owned());
         }
         if let Some(profile) = &config.apparmor
             && profile != apparmor::UNCONFINED
@@ -175,6 +191,7 @@ impl Privileges {
         let filter = !config.privileged && config.seccomp != Seccomp::Unconfined;
         if config.privileged {
             return Ok(Self {
+                outside: bounding,
                 capabilities: held,
                 until_filter: held,
                 filter,
@@ -194,9 +211,11 @@ impl Privileges {
         } else {
             0
         };
+        let until_filter = capabilities | extra;
         Ok(Self {
+            outside: if own_users { bounding } else { until_filter },
             capabilities,
-            until_filter: capabilities | extra,
+            until_filter,
             filter,
         })
     }
@@ -218,6 +237,7 @@ impl Privileges {
             limit_to: (self.until_filter != self.capabilities).then_some(self.capabilities),
             own,
             apparmor: config.apparmor.clone(),
+            entrance: None,
             console: None,
             home: None,
         })
@@ -255,11 +275,23 @@ impl Privileges {
     }
 }
 
-fn mount_root(config: &ContainerConfig) -> Result<()> {
+fn mount_root(config: &ContainerConfig, users: Option<&Namespace>) -> Result<()> {
     mount::private_namespace()?;
-    mount::overlay(&config.rootfs)?;
-    // The image may have made any part of this path a link to somewhere on the host.
-    Root::open(&config.rootfs.merged)?.create_dir_all(&config.cwd)
+    let Some(users) = users else {
+        mount::overlay(&config.rootfs)?;
+        // The image may have made any part of this path a link to somewhere on the host.
+        return Root::open(&config.rootfs.merged)?.create_dir_all(&config.cwd, None);
+    };
+    users::overlay(&config.rootfs, &config.bundle.join(LAYERS), users)?;
+    let root = Root::open(&config.rootfs.merged)?;
+    let owner = Some(users.host_id(0));
+    root.create_dir_all(&config.cwd, owner)?;
+    // libcontainer would make the way to a mount with ids that are nobody's inside.
+    let mut ways = config
+        .mounts
+        .iter()
+        .filter_map(|mount| mount.destination.parent());
+    ways.try_for_each(|way| root.create_dir_all(way, owner))
 }
 
 fn prepare(
@@ -294,7 +326,7 @@ fn prepare(
     for directory in [&config.state_root, &config.bundle] {
         fs::create_dir_all(directory).doing_path("make", directory)?;
     }
-    let document = spec::document(config, privileges.until_filter, devices, staged, cgroups);
+    let document = spec::document(config, privileges.outside, devices, staged, cgroups);
     if let (Seccomp::Profile(_), Some(filter)) = (&config.seccomp, filter) {
         let file = config.bundle.join(FILTER_FILE);
         fs::write(&file, seccomp::to_bytes(filter)).doing_path("write", &file)?;

@@ -1,5 +1,5 @@
-//! Binds that libcontainer's own mounting does not cover: a part of a volume, read-only all the way down, and such that
-//! see later mounts of the host, or show theirs.
+//! Binds that libcontainer's own mounting does not cover: a part of a volume, read-only all the way down, such that see
+//! later mounts of the host, or show theirs, and all of a container that has a user namespace, whose ids they show.
 //!
 //! Always holds: such a mount is copied by descriptor from the host's tree before this process leaves it, and put beside the
 //! bundle in the container's tree only, from where libcontainer binds it; a part of a volume is looked up by the kernel,
@@ -17,6 +17,7 @@ use crate::config::{ContainerConfig, Mount, MountKind, Propagation, RecursiveRea
 use crate::error::{Doing, Result};
 use crate::fs::{Resolve, Root};
 use crate::tree::Tree;
+use crate::users::Namespace;
 
 /// Directory in the bundle where the copies are put.
 const DIR: &str = "mounts";
@@ -39,11 +40,11 @@ struct Copy {
 
 impl Staged {
     /// Copies what has to be. In the host's mount namespace.
-    pub(super) fn take(config: &ContainerConfig) -> Result<Self> {
+    pub(super) fn take(config: &ContainerConfig, users: Option<&Namespace>) -> Result<Self> {
         let mut copies = Vec::new();
         for (index, mount) in config.mounts.iter().enumerate() {
-            if needs_copy(mount) {
-                copies.push(copy(index, mount)?);
+            if needs_copy(mount, users) {
+                copies.push(copy(index, mount, users)?);
             }
         }
         Ok(Self {
@@ -97,14 +98,15 @@ impl Staged {
     }
 }
 
-fn needs_copy(mount: &Mount) -> bool {
+fn needs_copy(mount: &Mount, users: Option<&Namespace>) -> bool {
     mount.kind == MountKind::Bind
-        && (mount.sub_path.is_some()
+        && (users.is_some()
+            || mount.sub_path.is_some()
             || mount.propagation != Propagation::Private
             || (mount.read_only && mount.recursive_read_only != RecursiveReadOnly::Disabled))
 }
 
-fn copy(index: usize, mount: &Mount) -> Result<Copy> {
+fn copy(index: usize, mount: &Mount, users: Option<&Namespace>) -> Result<Copy> {
     let (tree, is_dir) = match &mount.sub_path {
         Some(part) => {
             let found = open_part(&mount.source, part)?;
@@ -124,6 +126,10 @@ fn copy(index: usize, mount: &Mount) -> Result<Copy> {
             (RecursiveReadOnly::IfPossible, Err(error)) if error.is(libc::ENOSYS) => {}
             (_, result) => result?,
         }
+    }
+    if let Some(users) = users {
+        tree.map_ids(users)
+            .doing_path("map the ids of (hostUsers: false)", &mount.destination)?;
     }
     Ok(Copy {
         index,

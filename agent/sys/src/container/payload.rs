@@ -18,6 +18,7 @@ use nix::unistd::execve;
 use oci_spec::runtime::Spec;
 use serde::{Deserialize, Serialize};
 
+use super::user::Entry;
 use crate::cap;
 use crate::error::KernelError;
 use crate::{apparmor, seccomp, terminal};
@@ -48,6 +49,8 @@ pub(super) struct Payload {
     pub(super) own: Option<(u64, u64)>,
     /// AppArmor profile of the command.
     pub(super) apparmor: Option<String>,
+    /// The user namespace that it is to enter first, and whom as.
+    pub(super) entrance: Option<Entry>,
     /// Where a terminal is to be sent that the command gets as its standard streams.
     pub(super) console: Option<RawFd>,
     /// HOME where the environment has none.
@@ -75,6 +78,9 @@ impl Payload {
     }
 
     fn protect(&self) -> Result<(), KernelError> {
+        if let Some(entrance) = &self.entrance {
+            entrance.enter()?;
+        }
         if let Some(console) = self.console {
             terminal::become_console(console)?;
         }

@@ -11,7 +11,7 @@ use super::hooks;
 use super::mounts::Staged;
 use crate::cap;
 use crate::cgroup::{Cgroups, ROOT, Version};
-use crate::config::{ContainerConfig, Mount, MountKind};
+use crate::config::{ContainerConfig, Mount, MountKind, User};
 use crate::devices::Allowed;
 
 /// Paths that show the host, hidden from containers.
@@ -42,6 +42,9 @@ const READ_ONLY: [&str; 5] = [
 /// Nodes that a privileged container is given at most.
 const MAX_DEVICES: usize = 1024;
 
+/// The group of terminals.
+const TTY_GROUP: u32 = 5;
+
 /// Size of `/dev/shm` of a container that shares none.
 const SHM_OPTION: &str = "size=65536k";
 
@@ -55,6 +58,12 @@ pub(super) fn document(
     cgroups: &Cgroups,
 ) -> Value {
     let names = cap::names(capabilities);
+    // Who is to enter a user namespace comes as root: see `user`.
+    let root = User::default();
+    let user = match &config.namespaces.user {
+        Some(_) => &root,
+        None => &config.user,
+    };
     let mut linux = json!({
         "cgroupsPath": format!("/{}", config.cgroup_path.trim_start_matches('/')),
         "namespaces": namespaces(config, cgroups.version() == Version::V2),
@@ -88,8 +97,7 @@ pub(super) fn document(
         "process": {
             "terminal": false,
             "user": {
-                "uid": config.user.uid, "gid": config.user.gid, "additionalGids": config.user.additional_gids,
-                "umask": 0o022,
+                "uid": user.uid, "gid": user.gid, "additionalGids": user.additional_gids, "umask": 0o022,
             },
             "args": config.args,
             "env": config.env,
@@ -168,12 +176,27 @@ fn mounts(config: &ContainerConfig, staged: &Staged, cgroups: &Cgroups) -> Vec<V
     } else {
         &["nosuid", "noexec", "nodev", "ro"]
     };
+    let host = |id| {
+        config
+            .namespaces
+            .user
+            .as_ref()
+            .map_or(id, |(_, range)| range.host(id))
+    };
+    let (owner, terminals) = (host(0), host(TTY_GROUP));
     let mut all = vec![
         default("/proc", "proc", &["nosuid", "noexec", "nodev"]),
         default(
             "/dev",
             "tmpfs",
-            &["nosuid", "strictatime", "mode=755", "size=65536k"],
+            &[
+                "nosuid",
+                "strictatime",
+                "mode=755",
+                "size=65536k",
+                &format!("uid={owner}"),
+                &format!("gid={owner}"),
+            ],
         ),
         default(
             "/dev/pts",
@@ -184,7 +207,7 @@ fn mounts(config: &ContainerConfig, staged: &Staged, cgroups: &Cgroups) -> Vec<V
                 "newinstance",
                 "ptmxmode=0666",
                 "mode=0620",
-                "gid=5",
+                &format!("gid={terminals}"),
             ],
         ),
         default("/dev/mqueue", "mqueue", &["nosuid", "noexec", "nodev"]),

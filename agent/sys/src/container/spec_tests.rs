@@ -45,7 +45,7 @@ fn config() -> ContainerConfig {
 fn document_of(config: &ContainerConfig) -> Value {
     let cgroups = Cgroups::detect(Path::new(ROOT)).unwrap();
     let devices = Allowed::of(config).unwrap();
-    let staged = Staged::take(config).unwrap();
+    let staged = Staged::take(config, None).unwrap();
     let capabilities = cap::parse(&config.capabilities).unwrap();
     let document = document(config, capabilities, &devices, &staged, &cgroups);
     // What we write must be what libcontainer's own types read.
