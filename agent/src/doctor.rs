@@ -8,11 +8,12 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use skiff_protocol::quantity::binary;
+use skiff_sys::IdRange;
 use skiff_sys::cgroup::{Cgroups, Version};
 use skiff_sys::doctor::{self, Facts, Probe};
 use skiff_sys::process::Report;
 
-use crate::config::Config;
+use crate::config::{Config, USER_IDS};
 use crate::devices::Cdi;
 use crate::identity::Identity;
 use crate::plan::APPARMOR_DEFAULT;
@@ -46,7 +47,7 @@ pub(crate) fn run(config: &Config) -> ExitCode {
         ("devices", devices(&facts)),
         ("overlayfs", overlay(config)),
         ("seccomp", seccomp(&facts)),
-        ("users", users()),
+        ("users", users(config)),
         ("apparmor", apparmor()),
         ("read-only", recursive_read_only()),
         ("hugepages", hugepages(config)),
@@ -219,16 +220,29 @@ fn own_memory(config: &Config) -> Outcome {
     }
 }
 
-fn users() -> Outcome {
-    let kernel = if Path::new("/proc/self/ns/user").exists() {
-        "the kernel has user namespaces, this build"
-    } else {
-        "the kernel has no user namespaces, and this build"
+fn users(config: &Config) -> Outcome {
+    match user_namespaces(config) {
+        Ok(()) => Good("Pods can have user namespaces (hostUsers: false)".to_owned()),
+        Err(why) => Warn(
+            format!("no Pods with hostUsers: false: {why}"),
+            "use Linux 6.3 or later with CONFIG_USER_NS, user.max_user_namespaces above 0, and a state directory on ext4, \
+             f2fs, xfs or btrfs; or leave hostUsers out: containers are confined without it"
+                .to_owned(),
+        ),
+    }
+}
+
+/// Whether Pods can have user namespaces, or why not. Called in a process with one thread.
+pub(crate) fn user_namespaces(config: &Config) -> Result<(), String> {
+    let ids = IdRange {
+        first: config.user_ids_base,
+        count: USER_IDS,
     };
-    Warn(
-        format!("{kernel} gives Pods none: hostUsers: false is refused"),
-        "leave hostUsers out; containers are confined without it".to_owned(),
-    )
+    let (disk, memory) = (nearest(&config.state_dir), nearest(&config.run_dir));
+    match in_child(|| failure(doctor::try_user_namespace(&disk, &memory, ids)))? {
+        None => Ok(()),
+        Some(why) => Err(why),
+    }
 }
 
 fn apparmor() -> Outcome {

@@ -146,13 +146,15 @@ fn command() -> Result<ExitCode> {
     match arguments.command {
         Command::Run => {
             logging();
+            // While there is one thread.
+            let users = doctor::user_namespaces(&config);
             let runtime = tokio::runtime::Builder::new_current_thread()
                 .enable_all()
                 .max_blocking_threads(2)
                 .thread_stack_size(256 * 1024)
                 .thread_keep_alive(std::time::Duration::from_secs(1))
                 .build()?;
-            runtime.block_on(run(config))?;
+            runtime.block_on(run(config, users))?;
         }
         Command::Join { token, broker } => {
             let token = read_token(token)?;
@@ -196,7 +198,7 @@ fn logging() {
         .init();
 }
 
-async fn run(config: config::Config) -> Result<()> {
+async fn run(config: config::Config, users: Result<(), String>) -> Result<()> {
     let began = std::time::Instant::now();
     let config = Arc::new(config);
     let identity = Arc::new(identity::Identity::load(&config.state_dir)?);
@@ -220,7 +222,7 @@ async fn run(config: config::Config) -> Result<()> {
     let floor = Arc::new(AtomicU64::new(0));
     link::raise(&floor, recovered.time.max(BUILT));
     let cgroups = Cgroups::detect(&config.cgroup_root)?;
-    let mut node = node::Node::look(&config, &cgroups);
+    let mut node = node::Node::look(&config, &cgroups, users);
     let place = prepare(&config, &node, cgroups)?;
     node.look_again(&config, std::time::Instant::now());
     let (network, prefix) = config.pods()?;

@@ -12,6 +12,7 @@ use skiff_protocol::quantity;
 use skiff_protocol::wire::{NodeCondition, NodeInfo, feature};
 use skiff_sys::cgroup::{Cgroups, Version};
 use skiff_sys::doctor;
+use tracing::info;
 
 use crate::config::Config;
 use crate::devices::Devices;
@@ -51,7 +52,7 @@ pub(crate) struct Node {
 impl Node {
     /// Looks at the machine. Called inside the runtime.
     #[must_use]
-    pub(crate) fn look(config: &Config, cgroups: &Cgroups) -> Self {
+    pub(crate) fn look(config: &Config, cgroups: &Cgroups, users: Result<(), String>) -> Self {
         let pages = hugepages();
         // Without their controller no container could be kept to what it asked for.
         let limited = cgroups.controllers().contains("hugetlb");
@@ -71,7 +72,7 @@ impl Node {
             hugepage_sizes: hugepages.iter().map(|(size, _)| *size).collect(),
             set_aside: pages.iter().map(|(_, bytes)| bytes).sum(),
             hugepages,
-            features: features(config),
+            features: features(config, users),
             devices: Devices::look(config, &config.run_dir.join("pods")),
             watch: Watch::new(),
             journal_error: None,
@@ -255,15 +256,16 @@ impl Node {
     }
 }
 
-/// What the policy allows and the kernel can.
-fn features(config: &Config) -> BTreeSet<String> {
+/// What the policy allows and the kernel can; `users` is what came of trying a user namespace.
+fn features(config: &Config, users: Result<(), String>) -> BTreeSet<String> {
     let mut out = config.policy.allow.clone();
     // Who may have everything may have a part.
     if out.contains(feature::PRIVILEGED) {
         out.insert(feature::CAPABILITIES.to_owned());
     }
-    // `feature::USER_NAMESPACES` is not among them: a node must not promise what its sandboxes refuse.
+    let users = users.inspect_err(|why| info!(why, "Pods cannot have user namespaces"));
     let can = [
+        (feature::USER_NAMESPACES, users.is_ok()),
         (feature::APPARMOR, doctor::apparmor()),
         (feature::RECURSIVE_READ_ONLY, doctor::recursive_read_only()),
     ];
@@ -425,7 +427,7 @@ mod tests {
     fn who_allows_everything_allows_a_part() {
         let of = |allow: &str| {
             let config: Config = toml::from_str(&format!("policy.allow = [{allow}]")).unwrap();
-            features(&config).contains(feature::CAPABILITIES)
+            features(&config, Ok(())).contains(feature::CAPABILITIES)
         };
         assert!(of("\"capabilities\"") && of("\"privileged\""));
         assert!(!of("") && !of("\"host-path\""));
@@ -442,7 +444,7 @@ mod tests {
             dir.path()
         );
         let config: Config = toml::from_str(&text).unwrap();
-        let mut node = Node::look(&config, &cgroups);
+        let mut node = Node::look(&config, &cgroups, Err("not tried".to_owned()));
         node.look_again(&config, Instant::now());
         let place = Place {
             run: dir.path().to_owned(),

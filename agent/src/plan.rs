@@ -132,6 +132,9 @@ pub(crate) fn container(
         id,
     };
     edits.apply(&mut config);
+    if config.namespaces.user.is_some() {
+        mounts::show_ids(&mut config.mounts, pod, facts);
+    }
     Ok(config)
 }
 

@@ -11,7 +11,7 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
 use common::{Pod, TIMEOUT};
 use skiff_shim::client::ClientError;
 use skiff_shim::protocol::{ExecRequest, ReplyBody, RequestBody, ShimError};
-use skiff_sys::{ContainerConfig, ExecConfig, IdRange, Mount, SandboxConfig, User};
+use skiff_sys::{ContainerConfig, ExecConfig, IDS, IdRange, Mount, SandboxConfig, User};
 
 const RANGE: IdRange = IdRange {
     first: 1_000_000,
@@ -86,6 +86,7 @@ fn files_have_the_ids_that_they_have_elsewhere() {
         source: volume.clone(),
         destination: to.into(),
         sub_path: part.map(Into::into),
+        options: vec![IDS.to_owned()],
         ..Mount::default()
     };
     let mut config = pod.shell(
@@ -173,6 +174,7 @@ fn a_command_gets_what_the_container_has() {
     config.mounts = vec![Mount {
         source: volume.clone(),
         destination: "/v".into(),
+        options: vec![IDS.to_owned()],
         ..Mount::default()
     }];
     fs::set_permissions(&volume, fs::Permissions::from_mode(0o777)).unwrap();
@@ -211,6 +213,7 @@ fn what_cannot_show_other_ids_is_named() {
     config.mounts = vec![Mount {
         source: "/proc/sys".into(),
         destination: "/settings".into(),
+        options: vec![IDS.to_owned()],
         ..Mount::default()
     }];
     let Err(ClientError::Shim(ShimError::Run(error))) = pod.run(config) else {

@@ -36,7 +36,7 @@ fn an_image_is_read_and_neither_written_nor_run() {
     fs::write(layers[1].join("file"), "seen").unwrap();
     fs::copy("/bin/busybox", layers[0].join("busybox")).unwrap();
     let target = make(&pod.root().join("volumes/image"));
-    volume::image(&layers, &target).unwrap();
+    volume::image(&layers, &target, None).unwrap();
     let script =
         "cat /image/file; echo; echo x > /image/new && echo written; /image/busybox true && echo run; exit 0";
     let mut config = pod.shell("app", script);

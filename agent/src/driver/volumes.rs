@@ -107,6 +107,7 @@ impl Driver {
             self.own(pod.uid, it);
         }
         let (run, now) = (self.place.run_of(pod.uid), Instant::now());
+        let users = pod.user_namespace.then(|| run.join("ns/user"));
         let floor = self.floor.load(std::sync::atomic::Ordering::Relaxed);
         for volume in &pod.volumes {
             if let VolumeSource::Image {
@@ -120,6 +121,7 @@ impl Driver {
                     reference,
                     policy: *pull_policy,
                     path: &run.join("volumes").join(&volume.name),
+                    users: users.as_deref(),
                 };
                 let made = self.volumes.images.make(&mut self.images, &wanted, floor, now);
                 there &= made.map_err(|why| {

@@ -97,6 +97,21 @@ pub(super) fn mounts(
     Ok(out)
 }
 
+/// Has the files of what is mounted show the ids of the Pod's user namespace.
+pub(super) fn show_ids(mounts: &mut [Mount], pod: &PodSpec, facts: &Facts<'_>) {
+    // These have them from their layers: an overlay as a whole cannot.
+    let images = pod
+        .volumes
+        .iter()
+        .filter(|it| matches!(it.source, VolumeSource::Image { .. }));
+    let images: Vec<PathBuf> = images.filter_map(|it| volume_path(it, facts)).collect();
+    for mount in mounts {
+        if mount.kind == MountKind::Bind && !images.contains(&mount.source) {
+            mount.options.push(skiff_sys::IDS.to_owned());
+        }
+    }
+}
+
 fn one(
     volume: &Volume,
     mount: &spec::Mount,

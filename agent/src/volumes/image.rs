@@ -63,6 +63,8 @@ pub(crate) struct Wanted<'a> {
     pub policy: PullPolicy,
     /// Where it is mounted.
     pub path: &'a Path,
+    /// The user namespace whose ids it shows.
+    pub users: Option<&'a Path>,
 }
 
 /// What an image volume is called where containers are asked for.
@@ -107,7 +109,7 @@ impl ImageVolumes {
                 let image = images
                     .get(wanted.reference)
                     .map_err(|error| format!("{error:#}"))?;
-                mount(&image, wanted.path)?;
+                mount(&image, wanted)?;
                 Ok(true)
             }
         }
@@ -184,11 +186,12 @@ fn is_mounted(path: &Path) -> Result<bool, String> {
 ///
 /// # Errors
 /// When the kernel refuses.
-fn mount(image: &Image, path: &Path) -> Result<(), String> {
+fn mount(image: &Image, wanted: &Wanted<'_>) -> Result<(), String> {
+    let path = wanted.path;
     let text = |error: std::io::Error| format!("{}: {error}", path.display());
     std::fs::create_dir_all(path).map_err(text)?;
     let path = std::fs::canonicalize(path).map_err(text)?;
-    skiff_sys::volume::image(&image.layers, &path).map_err(|error| error.to_string())
+    skiff_sys::volume::image(&image.layers, &path, wanted.users).map_err(|error| error.to_string())
 }
 
 #[cfg(test)]
@@ -253,6 +256,7 @@ mod tests {
                 reference,
                 policy,
                 path: &path,
+                users: None,
             };
             volumes.make(&mut node.images, &wanted, 0, now + Duration::from_secs(seconds))
         };

@@ -217,6 +217,9 @@ pub enum MountKind {
     Tmpfs,
 }
 
+/// The option of a bind whose files, and those below it where that can be, show the ids of the container's user namespace.
+pub const IDS: &str = "ridmap";
+
 /// One mount besides the default ones. A mount on a default one's destination replaces it.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Mount {
@@ -226,7 +229,7 @@ pub struct Mount {
     pub destination: PathBuf,
     /// What is mounted.
     pub kind: MountKind,
-    /// Further options, as in the OCI runtime specification: `nosuid`, `size=64k`, `rslave`, ….
+    /// Further options, as in the OCI runtime specification: `nosuid`, `size=64k`, `rslave`, …; [`IDS`] for a bind.
     pub options: Vec<String>,
     /// Adds `ro`.
     pub read_only: bool,

@@ -5,16 +5,21 @@
 
 use std::fs;
 use std::io;
+use std::os::fd::AsFd as _;
 use std::path::Path;
+
+use nix::sched::{CloneFlags, unshare};
 
 use crate::cap;
 use crate::cgroup::{Cgroups, ROOT, Version};
-use crate::config::{IpNet, Overlay};
+use crate::config::{IdRange, IpNet, Overlay};
 use crate::devices;
-use crate::error::Result;
+use crate::error::{Doing as _, Result};
 use crate::fs::{Space, space};
 use crate::mount;
 use crate::netlink::Netlink;
+use crate::tree::Tree;
+use crate::users;
 
 /// Outcome of one probe.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -198,11 +203,25 @@ pub fn apparmor() -> bool {
     crate::apparmor::is_enabled()
 }
 
-/// Whether Pods can have user namespaces (`hostUsers: false`). Not with this build, whatever the kernel can: a sandbox that
-/// asks for one is refused, and a node must not promise what its sandboxes refuse.
+/// Tries a user namespace with these ids, an overlay in `memory` whose layer shows them, and whether the file system of
+/// `disk` can show them, as for Pods with `hostUsers: false`; nothing is written to `disk`. Called in a child of the
+/// caller's with one thread: its mount namespace changes.
 #[must_use]
-pub fn user_namespaces() -> bool {
-    false
+pub fn try_user_namespace(disk: &Path, memory: &Path, ids: IdRange) -> Probe {
+    let base = memory.join(format!(".probe-{}", std::process::id()));
+    let config = overlay_below(&base);
+    let attempt = (|| {
+        let (users, ()) = users::make(ids, CloneFlags::empty(), || Ok(()))?;
+        Tree::of(disk)?
+            .map_ids(users.as_fd())
+            .doing_path("map the ids of", disk)?;
+        mount::private_namespace()?;
+        fs::create_dir_all(&config.lower[0]).doing_path("make", &config.lower[0])?;
+        users::overlay(&config, &base.join("staged"), &users)
+    })();
+    let _ = mount::unmount_all_under(&base);
+    let _ = fs::remove_dir_all(&base);
+    attempt.into()
 }
 
 /// Room on the filesystem of a directory.
@@ -218,14 +237,8 @@ pub fn disk(directory: &Path) -> Result<Space> {
 #[must_use]
 pub fn try_overlay(directory: &Path) -> Probe {
     let base = directory.join(format!(".probe-{}", std::process::id()));
-    let config = Overlay {
-        lower: vec![base.join("lower")],
-        upper: base.join("upper"),
-        work: base.join("work"),
-        merged: base.join("merged"),
-    };
+    let config = overlay_below(&base);
     let attempt = mount::private_namespace().and_then(|()| {
-        use crate::error::Doing;
         fs::create_dir_all(&config.lower[0]).doing_path("make", &config.lower[0])?;
         mount::overlay(&config)
     });
@@ -234,11 +247,18 @@ pub fn try_overlay(directory: &Path) -> Probe {
     attempt.into()
 }
 
+fn overlay_below(base: &Path) -> Overlay {
+    Overlay {
+        lower: vec![base.join("lower")],
+        upper: base.join("upper"),
+        work: base.join("work"),
+        merged: base.join("merged"),
+    }
+}
+
 /// Tries a bridge with a port. Called in a child of the caller's: its network namespace changes.
 #[must_use]
 pub fn try_network() -> Probe {
-    use crate::error::Doing;
-    use nix::sched::{CloneFlags, unshare};
     let address = IpNet {
         address: std::net::Ipv4Addr::new(192, 0, 2, 1).into(),
         prefix: 24,

@@ -28,7 +28,7 @@ pub mod watchdog;
 pub use error::{KernelError, Result};
 
 pub use config::{
-    ContainerConfig, Device, ExecConfig, Hook, IdRange, IoLimit, IpNet, Limits, Mount, MountKind, Namespaces,
-    NetworkConfig, Overlay, PodCgroup, Propagation, RecursiveReadOnly, Rlimit, RunError, SandboxConfig,
-    Seccomp, Started, User, default_capabilities,
+    ContainerConfig, Device, ExecConfig, Hook, IDS, IdRange, IoLimit, IpNet, Limits, Mount, MountKind,
+    Namespaces, NetworkConfig, Overlay, PodCgroup, Propagation, RecursiveReadOnly, Rlimit, RunError,
+    SandboxConfig, Seccomp, Started, User, default_capabilities,
 };

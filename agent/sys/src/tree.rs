@@ -5,12 +5,11 @@
 
 use std::ffi::CString;
 use std::io;
-use std::os::fd::{AsFd as _, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
 use crate::error::{Doing, Result, check};
-use crate::users::Namespace;
 
 const OPEN_TREE_CLONE: libc::c_uint = 1;
 const AT_RECURSIVE: libc::c_int = 0x8000;
@@ -58,10 +57,10 @@ impl Tree {
 
     /// Shows what is mounted with a user namespace's ids; what is mounted below with them too, where that can be, else as
     /// nobody's. `EINVAL` when the file system cannot do it, `ENOSYS` before Linux 5.12.
-    pub(crate) fn map_ids(&self, users: &Namespace) -> io::Result<()> {
+    pub(crate) fn map_ids(&self, users: BorrowedFd<'_>) -> io::Result<()> {
         let attributes = Attributes {
             set: MOUNT_ATTR_IDMAP,
-            user_namespace: users.as_fd().as_raw_fd() as u64,
+            user_namespace: users.as_raw_fd() as u64,
             ..Attributes::default()
         };
         let raw = self.0.as_raw_fd();

@@ -16,7 +16,7 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::chown;
 use std::os::unix::net::UnixDatagram;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use nix::sched::{CloneFlags, setns, unshare};
@@ -168,15 +168,7 @@ fn hears(from: &UnixDatagram) -> bool {
 /// # Errors
 /// As [`mount::overlay`], and when the layers' file system cannot map ids, or the kernel is older than 5.19.
 pub(crate) fn overlay(config: &Overlay, staged: &Path, users: &Namespace) -> Result<()> {
-    let mut lower = Vec::new();
-    for (number, layer) in config.lower.iter().enumerate() {
-        let target = staged.join(number.to_string());
-        fs::create_dir_all(&target).doing_path("make", &target)?;
-        let tree = Tree::of(layer)?;
-        tree.map_ids(users).doing_path("map the ids of", layer)?;
-        tree.put(&target)?;
-        lower.push(target);
-    }
+    let lower = stage(&config.lower, staged, users.as_fd())?;
     // The root of the whole is the upper directory.
     fs::create_dir_all(&config.upper).doing_path("make", &config.upper)?;
     let root = Some(users.host_id(0));
@@ -185,6 +177,19 @@ pub(crate) fn overlay(config: &Overlay, staged: &Path, users: &Namespace) -> Res
         lower,
         ..config.clone()
     })
+}
+
+/// Mounts layers below `staged` so that they show a user namespace's ids; gives where.
+pub(crate) fn stage(layers: &[PathBuf], staged: &Path, users: BorrowedFd<'_>) -> Result<Vec<PathBuf>> {
+    let one = |(number, layer): (usize, &PathBuf)| {
+        let target = staged.join(number.to_string());
+        fs::create_dir_all(&target).doing_path("make", &target)?;
+        let tree = Tree::of(layer)?;
+        tree.map_ids(users).doing_path("map the ids of", layer)?;
+        tree.put(&target)?;
+        Ok(target)
+    };
+    layers.iter().enumerate().map(one).collect()
 }
 
 /// What the last steps of a container's first process need to go in.

@@ -5,7 +5,7 @@
 use std::ffi::OsStr;
 use std::fs::{self, File, Metadata, Permissions};
 use std::io;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
@@ -15,8 +15,9 @@ use nix::sys::stat::Mode;
 use nix::unistd::{Gid, fchown, fchownat};
 
 use crate::error::{Doing, Result};
-use crate::fs::{Resolve, Root};
-use crate::mount::{MAX_MOUNT_DATA, common_parent, push_path};
+use crate::fs::{Resolve, Root, remove_dir_all};
+use crate::mount::{MAX_MOUNT_DATA, common_parent, push_path, unmount_all_under};
+use crate::users;
 
 /// Mounts a tmpfs of at most `bytes` that anybody may write to and run files from.
 ///
@@ -30,11 +31,27 @@ pub fn memory(target: &Path, bytes: u64) -> Result<()> {
 }
 
 /// Mounts the layers of an image, the bottom one first, as one read-only tree that nothing is run from.
-/// An empty directory, `.empty`, is made beside `target`: the kernel wants two layers.
+/// An empty directory, `.empty`, is made beside `target`: the kernel wants two layers. The files show the ids of the user
+/// namespace that is pinned at `users`, where there is one.
 ///
 /// # Errors
-/// When a layer is missing, a path holds a `:` or `,`, or there are too many layers for one page of options.
-pub fn image(layers: &[PathBuf], target: &Path) -> Result<()> {
+/// When a layer is missing, a path holds a `:` or `,`, or there are too many layers for one page of options; when the
+/// layers' file system cannot map ids.
+pub fn image(layers: &[PathBuf], target: &Path, users: Option<&Path>) -> Result<()> {
+    let Some(users) = users else {
+        return image_of(layers, target);
+    };
+    let users = File::open(users).doing_path("open", users)?;
+    let mut name = std::ffi::OsString::from(".layers-");
+    name.push(target.file_name().unwrap_or_default());
+    // The overlay keeps what it needs of them.
+    let staged = target.with_file_name(name);
+    let mounted = users::stage(layers, &staged, users.as_fd()).and_then(|layers| image_of(&layers, target));
+    let unmounted = unmount_all_under(&staged).and_then(|()| remove_dir_all(&staged));
+    mounted.and(unmounted)
+}
+
+fn image_of(layers: &[PathBuf], target: &Path) -> Result<()> {
     let flags = MsFlags::MS_RDONLY | MsFlags::MS_NOEXEC | MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
     let what = "mount an image on";
     if layers.is_empty() {
@@ -257,7 +274,7 @@ mod tests {
             let target = dir.path().join("volumes/v");
             fs::create_dir_all(&target).unwrap();
             let before = std::env::current_dir().unwrap();
-            image(&layers(dir.path(), count, deep), &target).unwrap();
+            image(&layers(dir.path(), count, deep), &target, None).unwrap();
             let names = fs::read_dir(&target).unwrap().count();
             let top = fs::read_to_string(target.join("top")).ok();
             let refused = fs::write(target.join("new"), "").unwrap_err();

@@ -95,8 +95,7 @@ static POD_SPEC: [Field; 43] = [
     yes("hostNetwork", Bool).noted("where the node's policy allows it"),
     yes("hostPID", Bool).noted("where the node's policy allows it"),
     yes("hostIPC", Bool).noted("where the node's policy allows it"),
-    // Without it the pod has a user namespace; with it, or unset, it has the host's, as here.
-    refused("hostUsers", Bool, &["true"]),
+    yes("hostUsers", Bool).noted("`false` where the node's kernel can"),
     yes("shareProcessNamespace", Bool),
     yes("securityContext", Object(&POD_SECURITY)),
     later("imagePullSecrets", List(&Object(&LOCAL_REFERENCE)), &[]),

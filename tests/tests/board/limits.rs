@@ -63,6 +63,7 @@ fn budgets_hold_on_cgroup_v2() {
     limits_change_without_a_restart(&mut board);
     who_wants_more_is_held(&mut board);
     devices_are_closed_by_a_program(&board);
+    a_pod_has_users_of_its_own(&board);
     a_command_is_held_with_its_container(&mut board);
     a_node_short_of_memory_evicts(&mut board);
     board
@@ -230,6 +231,25 @@ fn devices_are_closed_by_a_program(board: &Board) {
         let (_, log) = board.ends(&pod(name, &shell_with(script, &more), never()));
         assert_eq!(log, expected, "{name}");
     }
+}
+
+/// `spec.hostUsers: false`, with ext4 and tmpfs below it.
+fn a_pod_has_users_of_its_own(board: &Board) {
+    let look = "id -u; awk '{print $1, $3}' /proc/self/uid_map; for d in / /d /m /bin/busybox; do stat -c '%u %n' $d; done; \
+                touch /d/new /m/new && stat -c '%u %n' /d/new /m/new; mount -t tmpfs none /tmp && echo mounted";
+    let more = json!({
+        "securityContext": { "capabilities": { "add": ["SYS_ADMIN"] } },
+        "volumeMounts": [{ "name": "d", "mountPath": "/d" }, { "name": "m", "mountPath": "/m" }],
+    });
+    let spec = json!({
+        "restartPolicy": "Never", "hostUsers": false,
+        "volumes": [{ "name": "d", "emptyDir": {} }, { "name": "m", "emptyDir": { "medium": "Memory" } }],
+    });
+    let (_, log) = board.ends(&pod("users", &shell_with(look, &more), spec));
+    assert_eq!(
+        log,
+        "0\n0 65536\n0 /\n0 /d\n0 /m\n0 /bin/busybox\n0 /d/new\n0 /m/new\nmounted\n"
+    );
 }
 
 fn a_command_is_held_with_its_container(board: &mut Board) {

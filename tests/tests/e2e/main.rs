@@ -22,6 +22,7 @@ mod refusals;
 mod renewal;
 mod startup;
 mod survival;
+mod users;
 mod volumes;
 mod wire;
 mod workloads;

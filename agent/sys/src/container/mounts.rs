@@ -1,5 +1,5 @@
 //! Binds that libcontainer's own mounting does not cover: a part of a volume, read-only all the way down, such that see
-//! later mounts of the host, or show theirs, and all of a container that has a user namespace, whose ids they show.
+//! later mounts of the host, or show theirs, and such that show the ids of the container's user namespace.
 //!
 //! Always holds: such a mount is copied by descriptor from the host's tree before this process leaves it, and put beside the
 //! bundle in the container's tree only, from where libcontainer binds it; a part of a volume is looked up by the kernel,
@@ -13,7 +13,7 @@ use std::path::{Component, Path, PathBuf};
 use nix::mount::MsFlags;
 use nix::sys::stat::Mode;
 
-use crate::config::{ContainerConfig, Mount, MountKind, Propagation, RecursiveReadOnly};
+use crate::config::{ContainerConfig, IDS, Mount, MountKind, Propagation, RecursiveReadOnly};
 use crate::error::{Doing, Result};
 use crate::fs::{Resolve, Root};
 use crate::tree::Tree;
@@ -43,7 +43,7 @@ impl Staged {
     pub(super) fn take(config: &ContainerConfig, users: Option<&Namespace>) -> Result<Self> {
         let mut copies = Vec::new();
         for (index, mount) in config.mounts.iter().enumerate() {
-            if needs_copy(mount, users) {
+            if needs_copy(mount) {
                 copies.push(copy(index, mount, users)?);
             }
         }
@@ -98,12 +98,16 @@ impl Staged {
     }
 }
 
-fn needs_copy(mount: &Mount, users: Option<&Namespace>) -> bool {
+fn needs_copy(mount: &Mount) -> bool {
     mount.kind == MountKind::Bind
-        && (users.is_some()
+        && (shows_ids(mount)
             || mount.sub_path.is_some()
             || mount.propagation != Propagation::Private
             || (mount.read_only && mount.recursive_read_only != RecursiveReadOnly::Disabled))
+}
+
+fn shows_ids(mount: &Mount) -> bool {
+    mount.options.iter().any(|it| it == IDS)
 }
 
 fn copy(index: usize, mount: &Mount, users: Option<&Namespace>) -> Result<Copy> {
@@ -127,9 +131,11 @@ fn copy(index: usize, mount: &Mount, users: Option<&Namespace>) -> Result<Copy> 
             (_, result) => result?,
         }
     }
-    if let Some(users) = users {
-        tree.map_ids(users)
-            .doing_path("map the ids of (hostUsers: false)", &mount.destination)?;
+    if shows_ids(mount) {
+        let what = "map the ids of (hostUsers: false)";
+        let users = users.ok_or_else(|| std::io::Error::other("the container has no user namespace"));
+        let users = users.doing_path(what, &mount.destination)?;
+        tree.map_ids(users.as_fd()).doing_path(what, &mount.destination)?;
     }
     Ok(Copy {
         index,

@@ -11,7 +11,7 @@ use super::hooks;
 use super::mounts::Staged;
 use crate::cap;
 use crate::cgroup::{Cgroups, ROOT, Version};
-use crate::config::{ContainerConfig, Mount, MountKind, User};
+use crate::config::{ContainerConfig, IDS, Mount, MountKind, User};
 use crate::devices::Allowed;
 
 /// Paths that show the host, hidden from containers.
@@ -270,6 +270,8 @@ fn to_oci(mount: &Mount, staged: Option<&Path>) -> Value {
     let mut options: Vec<&str> = first
         .into_iter()
         .chain(mount.options.iter().map(String::as_str))
+        // Done already: see `mounts`.
+        .filter(|it| *it != IDS)
         .collect();
     if mount.read_only && !options.contains(&"ro") {
         options.push("ro");
