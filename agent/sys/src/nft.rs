@@ -570,6 +570,7 @@ mod tests {
     /// A Pod that routes 127.0.0.1 to its gateway, as one with `CAP_NET_ADMIN` can and one with `CAP_NET_RAW` does by hand.
     #[test]
     fn the_nodes_loopback_is_its_own() {
+        use std::time::Duration;
         let ip = |words: &str| {
             let out = std::process::Command::new("ip")
                 .args(words.split(' '))
@@ -584,13 +585,13 @@ mod tests {
         let node = std::thread::spawn(move || {
             unshare();
             let (said, hears) = std::sync::mpsc::channel();
-            let (asks, asked) = std::sync::mpsc::channel::<u16>();
+            let (asks, asked) = std::sync::mpsc::channel::<(u16, Duration)>();
             let (tells, told) = std::sync::mpsc::channel();
             let pod = std::thread::spawn(move || {
                 unshare();
                 said.send(nix::unistd::gettid()).unwrap();
                 let mut first = true;
-                for port in asked {
+                for (port, patience) in asked {
                     if std::mem::take(&mut first) {
                         ip("address add 10.88.0.5/16 dev inside");
                         ip("link set inside up");
@@ -599,7 +600,6 @@ mod tests {
                         ip("route add 127.0.0.1 via 10.88.0.1 dev inside");
                     }
                     let to = std::net::SocketAddr::from((Ipv4Addr::LOCALHOST, port));
-                    let patience = std::time::Duration::from_millis(500);
                     tells
                         .send(std::net::TcpStream::connect_timeout(&to, patience).is_ok())
                         .unwrap();
@@ -612,18 +612,20 @@ mod tests {
             ip("link set outside up");
             route_localnet("outside");
             let listener = std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
-            let reaches = || {
-                asks.send(listener.local_addr().unwrap().port()).unwrap();
+            let reaches = |patience| {
+                asks.send((listener.local_addr().unwrap().port(), patience))
+                    .unwrap();
                 told.recv().unwrap()
             };
-            let open = reaches();
+            // A busy machine may lose the first packets to the neighbour's address.
+            let open = reaches(Duration::from_secs(10));
             let rules = Rules {
                 table: "skiff_test".to_owned(),
                 pods: (Ipv4Addr::new(10, 88, 0, 0), 16),
                 ports: vec![],
             };
             apply(&rules).unwrap();
-            let guarded = reaches();
+            let guarded = reaches(Duration::from_millis(500));
             drop(asks);
             pod.join().unwrap();
             (open, guarded)
