@@ -22,6 +22,7 @@ use std::process::ExitCode;
 
 use anyhow::{Result, bail};
 
+use board::Long;
 use workspace::Workspace;
 
 const USAGE: &str = "\
@@ -34,6 +35,8 @@ usage: cargo xtask <command>
                                    target's programs
   board                            an emulated ARM board as a node of a server here, its console on this terminal
   board --cuts N [--seed N]        cut its power so often; nothing that was acknowledged may be lost
+  board --idle SECONDS             leave it alone with 20 Pods for so long; nothing may be written
+  board --boots                    cold boots with 20 Pods, beside a bare start of the same processes
   bench [--peers] [--peers-only | --parts] [--idle SECONDS]
                                    the promises as figures, beside crun, podman and a bare clone and exec;
                                    --peers installs podman, --peers-only leaves out our own figures;
@@ -78,11 +81,19 @@ fn dispatch(arguments: &[String]) -> Result<()> {
         }
         ["board", "--cuts", count] => {
             setup::become_root()?;
-            board::cuts(&workspace, count, None)
+            board::long(&workspace, &Long::Cuts(count, None))
         }
         ["board", "--cuts", count, "--seed", seed] => {
             setup::become_root()?;
-            board::cuts(&workspace, count, Some(seed))
+            board::long(&workspace, &Long::Cuts(count, Some(seed)))
+        }
+        ["board", "--idle", seconds] => {
+            setup::become_root()?;
+            board::long(&workspace, &Long::Idle(seconds))
+        }
+        ["board", "--boots"] => {
+            setup::become_root()?;
+            board::long(&workspace, &Long::Boots)
         }
         ["bench", rest @ ..] => {
             let options = bench::Options::parse(rest)?;

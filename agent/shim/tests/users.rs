@@ -11,7 +11,7 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
 use common::{Pod, TIMEOUT};
 use skiff_shim::client::ClientError;
 use skiff_shim::protocol::{ExecRequest, ReplyBody, RequestBody, ShimError};
-use skiff_sys::{ContainerConfig, ExecConfig, IDS, IdRange, Mount, SandboxConfig, User};
+use skiff_sys::{ContainerConfig, ExecConfig, Hook, IDS, IdRange, Mount, SandboxConfig, User};
 
 const RANGE: IdRange = IdRange {
     first: 1_000_000,
@@ -206,9 +206,52 @@ fn a_command_gets_what_the_container_has() {
     pod.shut_down();
 }
 
+/// `privileged` gives everything over the Pod and nothing over the node; a terminal is the container's own.
 #[test]
-fn what_cannot_show_other_ids_is_named() {
+fn the_strongest_container_is_the_pods_still() {
+    let mut pod = pod_with(86, |_| {});
+    let mut config = pod.shell(
+        "strong",
+        "mount -t tmpfs none /tmp && mount -o remount,rw /sys/fs/cgroup 2>/dev/null; echo mounted; \
+         grep CapEff /proc/self/status; echo 1 > /proc/sys/kernel/sysrq; head -c 1 /dev/kmsg; \
+         cat /proc/1/uid_map | awk '{print $3}'; kill -9 1; echo still",
+    );
+    config.privileged = true;
+    let (_, text) = pod.output(config);
+    assert!(text.contains("mounted\nCapEff:\t000001ffffffffff\n"), "{text}");
+    for refused in ["can't create /proc/sys/kernel/sysrq", "/dev/kmsg: "] {
+        assert!(text.contains(refused), "{refused}: {text}");
+    }
+    assert!(text.ends_with("65536\nstill\n"), "{text}");
+
+    let mut config = pod.shell(
+        "shown",
+        "echo $HOME; tty; stat -c '%u %g' $(tty); echo typed > /dev/tty; sleep 1",
+    );
+    config.user = user(1000, 1000);
+    config.tty = true;
+    let (_, text) = pod.output(config);
+    let text = text.replace('\r', "");
+    assert!(text.contains("/home/app\n/dev/pts/0\n1000 5\ntyped"), "{text}");
+    pod.shut_down();
+}
+
+#[test]
+fn what_does_not_go_with_it_is_named() {
     let mut pod = pod_with(85, |_| {});
+    let mut config = pod.shell("hooked", "true");
+    config.hooks = vec![Hook {
+        stage: "startContainer".into(),
+        path: "/bin/true".into(),
+        args: vec!["true".into()],
+        env: vec![],
+        timeout: None,
+    }];
+    let error = pod.run(config).unwrap_err().to_string();
+    assert!(
+        error.contains("hooks: one of startContainer does not go with a user namespace (hostUsers: false)"),
+        "{error}"
+    );
     let mut config = pod.shell("app", "true");
     config.mounts = vec![Mount {
         source: "/proc/sys".into(),

@@ -12,6 +12,7 @@
 #[path = "../e2e/harness/mod.rs"]
 mod harness;
 
+mod boots;
 mod cold;
 mod degraded;
 mod disk;

@@ -9,6 +9,9 @@ use crate::node::{Board, PATIENCE, Wanted};
 /// Pods that are there and healthy.
 const HEALTHY: usize = 5;
 
+/// Pods of the long run, as SPECIFICATION has them.
+const MANY: usize = 20;
+
 /// Seconds without a write after which the file system has nothing left to write: ext4 commits every five, and with
 /// [`SOON`] the kernel writes what a change has left dirty a second after it.
 const QUIET: u64 = 9;
@@ -64,26 +67,43 @@ fn costs(board: &mut Board, what: &str, bound: u64, change: impl FnOnce(&mut Boa
     assert!(disk <= bound, "{what}: {disk} bytes");
 }
 
-#[test]
-fn flash_is_written_for_changes_alone() {
+/// A board on which so many Pods have been healthy for so long without a byte for the disk.
+#[track_caller]
+fn idles(pods: usize, seconds: u64) -> Board {
     let mut board = Board::start(&Wanted {
         before: SOON,
         ..Wanted::default()
     });
-    for number in 0..HEALTHY {
+    for number in 0..pods {
         board
             .control
             .apply(&pod(&format!("p{number}"), &shell(IDLE), json!({})));
     }
-    for number in 0..HEALTHY {
+    for number in 0..pods {
         board.running(&format!("p{number}"));
     }
     let before = settled(&mut board);
-    std::thread::sleep(std::time::Duration::from_secs(IDLE_SECONDS));
+    std::thread::sleep(std::time::Duration::from_secs(seconds));
     let idle = board.machine().disk().written() - before;
-    println!("{HEALTHY} healthy Pods, {IDLE_SECONDS} s: {idle} bytes");
+    println!("{pods} healthy Pods, {seconds} s: {idle} bytes");
     assert_eq!(idle, 0, "a node whose Pods are healthy writes nothing");
+    for number in 0..pods {
+        let it = board.running(&format!("p{number}"));
+        assert_eq!(it["status"]["containerStatuses"][0]["restartCount"], 0, "{it}");
+    }
+    board
+}
 
+#[test]
+#[ignore = "takes long: cargo xtask board --idle SECONDS"]
+fn as_long_as_asked_for() {
+    let seconds = std::env::var("SKIFF_BOARD_IDLE").expect("SKIFF_BOARD_IDLE says how long");
+    idles(MANY, seconds.parse().unwrap());
+}
+
+#[test]
+fn flash_is_written_for_changes_alone() {
+    let mut board = idles(HEALTHY, IDLE_SECONDS);
     costs(&mut board, "one Pod more", DEPLOY_BYTES, |board| {
         board.control.apply(&pod("more", &shell(IDLE), json!({})));
         board.running("more");

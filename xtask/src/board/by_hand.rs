@@ -72,12 +72,39 @@ fn disk(dir: &Path) -> Result<PathBuf> {
     Ok(path)
 }
 
-/// Cuts the board's power so often, at moments that `seed` chooses, and looks each time whether something was lost.
-pub(crate) fn cuts(workspace: &Workspace, count: &str, seed: Option<&str>) -> Result<()> {
-    for (what, text) in [("--cuts", Some(count)), ("--seed", seed)] {
-        if text.is_some_and(|it| it.parse::<u64>().is_err()) {
-            bail!("{what} takes a number");
+/// What of the board takes long, or is a figure: tests that are ignored else.
+pub(crate) enum Long<'a> {
+    /// Cuts its power so often, at moments that the seed chooses, and looks each time whether something was lost.
+    Cuts(&'a str, Option<&'a str>),
+    /// Leaves it alone for so many seconds, in which nothing may be written.
+    Idle(&'a str),
+    /// Measures how long it takes from the agent's start until all runs.
+    Boots,
+}
+
+/// Runs it to its end.
+pub(crate) fn long(workspace: &Workspace, what: &Long<'_>) -> Result<()> {
+    let (test, numbers) = match what {
+        Long::Cuts(count, seed) => (
+            "as_many_cuts_as_asked_for",
+            vec![
+                ("--cuts", "SKIFF_BOARD_CUTS", Some(*count)),
+                ("--seed", "SKIFF_BOARD_SEED", *seed),
+            ],
+        ),
+        Long::Idle(seconds) => (
+            "as_long_as_asked_for",
+            vec![("--idle", "SKIFF_BOARD_IDLE", Some(*seconds))],
+        ),
+        Long::Boots => ("a_cold_boot_beside_a_bare_start", Vec::new()),
+    };
+    let mut more = Vec::new();
+    for (option, name, value) in numbers {
+        let Some(value) = value else { continue };
+        if value.parse::<u64>().is_err() {
+            bail!("{option} takes a number, not {value}");
         }
+        more.push((name, value));
     }
     println!("==> setting up");
     setup::packages(&setup::missing(setup::TEST))?;
@@ -86,26 +113,11 @@ pub(crate) fn cuts(workspace: &Workspace, count: &str, seed: Option<&str>) -> Re
     println!("==> building");
     test::build(workspace)?;
     super::prepare(workspace)?;
-    let filter = [
-        "--package",
-        "skiff-tests",
-        "--test",
-        "board",
-        "--run-ignored",
-        "only",
-        "--no-capture",
-        "--",
-        "as_many_cuts_as_asked_for",
-    ];
-    let more = [("SKIFF_BOARD_CUTS", Some(count)), ("SKIFF_BOARD_SEED", seed)];
-    let more: Vec<(&str, &str)> = more
-        .into_iter()
-        .filter_map(|(name, value)| Some((name, value?)))
-        .collect();
-    let filter: Vec<String> = filter.iter().map(ToString::to_string).collect();
-    let (passed, _) = test::nextest(workspace, &filter, &more)?;
-    if !passed {
-        bail!("the run of cuts failed");
+    let board = ["--package", "skiff-tests", "--test", "board"];
+    let one = ["--run-ignored", "only", "--no-capture", "--", test];
+    let filter: Vec<String> = board.iter().chain(&one).map(ToString::to_string).collect();
+    match test::nextest(workspace, &filter, &more)? {
+        (true, _) => Ok(()),
+        (false, _) => bail!("it did not come out as it has to"),
     }
-    Ok(())
 }

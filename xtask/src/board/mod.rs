@@ -17,7 +17,7 @@ use crate::images::{self, Layer};
 use crate::setup;
 use crate::workspace::Workspace;
 
-pub(crate) use by_hand::{cuts, run};
+pub(crate) use by_hand::{Long, long, run};
 use kernel::Kernel;
 
 /// The suite whose kernel is used.

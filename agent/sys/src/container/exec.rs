@@ -13,10 +13,9 @@
 //! dumpable and has no descriptor of the host but its streams and the status pipe: no process of the container can trace
 //! it, or look through its files at the host.
 
-use std::fs::{self, File};
+use std::fs::File;
 use std::io::{self, Read};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -26,7 +25,7 @@ use nix::unistd::{ForkResult, Pid, Uid};
 use serde::{Deserialize, Serialize};
 
 use super::payload::{self, Failure, Payload};
-use super::user::Become;
+use super::user::{self, Become};
 use super::{Privileges, executed};
 use crate::cgroup::{Cgroups, Membership};
 use crate::config::{ContainerConfig, ExecConfig, RunError, Started};
@@ -38,9 +37,6 @@ const KILL_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Bytes of output read at a time.
 const CHUNK: usize = 16 * 1024;
-
-/// Bytes of `/etc/passwd` that are looked through for a home directory.
-const MAX_PASSWD: u64 = 1 << 20;
 
 /// Where the status pipe is while nothing else of the host is open.
 const STATUS: RawFd = 3;
@@ -310,7 +306,7 @@ impl Entry<'_> {
             // Until the descriptors are in order, the pipe has its old number.
             payload::fail(self.status, &Failure::Protect(error.to_string()))
         }
-        payload.home = home(self.config.user.uid);
+        payload.home = user::home(self.config.user.uid);
         let confined =
             enter_directory(&self.config.cwd).and_then(|()| Become::of(self.config, privileges).now());
         match confined {
@@ -375,20 +371,4 @@ fn namespaces(config: &ContainerConfig) -> CloneFlags {
         kinds |= CloneFlags::CLONE_NEWUSER;
     }
     kinds
-}
-
-/// The user's directory by the container's `/etc/passwd`, as for the first process.
-fn home(uid: u32) -> Option<String> {
-    let passwd = fs::OpenOptions::new()
-        .read(true)
-        .custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY | libc::O_CLOEXEC)
-        .open("/etc/passwd")
-        .ok()?;
-    let mut text = Vec::new();
-    let _ = passwd.take(MAX_PASSWD).read_to_end(&mut text);
-    String::from_utf8_lossy(&text).lines().find_map(|line| {
-        let mut fields = line.split(':').skip(2);
-        let of_user = fields.next()?.parse() == Ok(uid);
-        fields.nth(2).filter(|_| of_user).map(str::to_owned)
-    })
 }

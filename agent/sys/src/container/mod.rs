@@ -174,6 +174,13 @@ impl Privileges {
         // Whoever enters a user namespace has everything in it.
         let own_users = config.namespaces.user.is_some();
         let held = if own_users { cap::ALL } else { bounding };
+        if own_users && config.hooks.iter().any(|hook| hook.stage == "startContainer") {
+            // It would be looked up in the image and run before the user namespace is entered.
+            return Err(
+                "hooks: one of startContainer does not go with a user namespace (hostUsers: false)"
+                    .to_owned(),
+            );
+        }
         if config.args.is_empty() {
             return Err("args: no command".to_owned());
         }

@@ -165,7 +165,10 @@ impl Payload {
             }
         }
         // libcontainer has set this process's environment to the container's, and added HOME.
-        let home = self.home.clone().or_else(|| std::env::var("HOME").ok());
+        let home = match &self.entrance {
+            Some(entrance) => entrance.home(),
+            None => self.home.clone().or_else(|| std::env::var("HOME").ok()),
+        };
         if !env.iter().any(|entry| entry.starts_with("HOME="))
             && let Some(home) = home
         {

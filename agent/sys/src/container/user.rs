@@ -3,6 +3,10 @@
 //! Always holds: whoever has become the user holds the container's capabilities and, until the filter is in place, those
 //! that installing it takes: see [`super::payload`].
 
+use std::fs;
+use std::io::Read;
+use std::os::unix::fs::OpenOptionsExt;
+
 use nix::unistd::{Gid, Uid};
 
 use super::Privileges;
@@ -10,6 +14,9 @@ use crate::cap;
 use crate::config::{ContainerConfig, User};
 use crate::error::{Doing, Result, check};
 use crate::users::Entrance;
+
+/// Bytes of `/etc/passwd` that are looked through for a home directory.
+const MAX_PASSWD: u64 = 1 << 20;
 
 /// Ids and capabilities to be taken on.
 #[derive(Clone)]
@@ -77,8 +84,29 @@ impl Entry {
         }
     }
 
+    /// The directory of whom it is to become: libcontainer knows of root alone.
+    pub(super) fn home(&self) -> Option<String> {
+        home(self.inside.user.uid)
+    }
+
     pub(super) fn enter(&self) -> Result<()> {
         self.entrance.enter()?;
         self.inside.now()
     }
+}
+
+/// The user's directory by the container's `/etc/passwd`, as for the first process.
+pub(super) fn home(uid: u32) -> Option<String> {
+    let passwd = fs::OpenOptions::new()
+        .read(true)
+        .custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY | libc::O_CLOEXEC)
+        .open("/etc/passwd")
+        .ok()?;
+    let mut text = Vec::new();
+    let _ = passwd.take(MAX_PASSWD).read_to_end(&mut text);
+    String::from_utf8_lossy(&text).lines().find_map(|line| {
+        let mut fields = line.split(':').skip(2);
+        let of_user = fields.next()?.parse() == Ok(uid);
+        fields.nth(2).filter(|_| of_user).map(str::to_owned)
+    })
 }
