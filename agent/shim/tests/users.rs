@@ -232,7 +232,7 @@ fn the_strongest_container_is_the_pods_still() {
     config.tty = true;
     let (_, text) = pod.output(config);
     let text = text.replace('\r', "");
-    assert!(text.contains("/home/app\n/dev/pts/0\n1000 5\ntyped"), "{text}");
+    assert!(text.contains("/app\n/dev/pts/0\n1000 5\ntyped"), "{text}");
     pod.shut_down();
 }
 

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::config::{
-    Device, Hook, Limits, Namespaces, Overlay, Propagation, Seccomp, User, default_capabilities,
+    Device, Hook, IdRange, Limits, Namespaces, Overlay, Propagation, Seccomp, User, default_capabilities,
 };
 
 fn config() -> ContainerConfig {
@@ -255,4 +255,40 @@ fn shared_mounts_and_namespaces_are_in_the_document() {
         "/dev/shm",
         "the host's, as its IPC namespace"
     );
+}
+
+/// The user namespace is entered last, by whoever is root until then; what is made for it belongs to its own ids.
+#[test]
+fn who_has_a_user_namespace_comes_as_root() {
+    let range = IdRange {
+        first: 100_000,
+        count: 65_536,
+    };
+    let config = ContainerConfig {
+        namespaces: Namespaces {
+            user: Some(("/ns/user".into(), range)),
+            ..Namespaces::default()
+        },
+        ..config()
+    };
+    assert_eq!(config.host_owner(), (101_000, 100_100));
+    let document = document_of(&config);
+    let user = &document["process"]["user"];
+    assert_eq!(
+        (&user["uid"], &user["gid"], &user["additionalGids"]),
+        (&json!(0), &json!(0), &json!([]))
+    );
+    let list = document["linux"]["namespaces"].as_array().unwrap();
+    assert!(list.iter().all(|it| it["type"] != "user"), "{list:?}");
+    let order = destinations(&document);
+    for (path, options) in [
+        ("/dev", vec!["uid=100000", "gid=100000"]),
+        ("/dev/pts", vec!["gid=100005"]),
+    ] {
+        let at = order.iter().position(|found| *found == path).unwrap();
+        let found = document["mounts"][at]["options"].as_array().unwrap();
+        for option in options {
+            assert!(found.contains(&json!(option)), "{path}: {found:?}");
+        }
+    }
 }
