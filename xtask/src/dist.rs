@@ -51,6 +51,9 @@ pub(crate) const TARGETS: [Target; 3] = [
 /// Dependencies with a patch under `cross/patches`: the crate with its version, and the file.
 const PATCHES: [(&str, &str, &str); 1] = [("libcontainer", "0.7.0", "libcontainer-0.7.0-32-bit-musl.diff")];
 
+/// The patch to the standard library, where it is built here.
+const STD_PATCH: &str = "library-1.95.0-64-bit-time.diff";
+
 /// Crates whose unit tests need no kernel but an emulated one.
 const TESTED: [&str; 6] = [
     "skiff-protocol",
@@ -129,8 +132,9 @@ fn cargo(workspace: &Workspace, target: &Target, verb: &str) -> Result<Command> 
         cargo
             .arg("-Zbuild-std=std,panic_abort,test")
             .args(["--config", &format!("paths=[{}]", patched.join(","))])
-            // The standard library is built with what it is written in.
-            .env("RUSTC_BOOTSTRAP", "1");
+            // The standard library is built with what it is written in, from our copy: cargo has no other word for that.
+            .env("RUSTC_BOOTSTRAP", "1")
+            .env("__CARGO_TESTS_ONLY_SRC_ROOT", patched_std(workspace)?);
     } else {
         std_for(workspace, target.name)?;
     }
@@ -154,12 +158,29 @@ fn patched(workspace: &Workspace, name: &str, version: &str, patch: &str) -> Res
     let source = Path::new(found)
         .parent()
         .context("a manifest without a directory")?;
+    let copy = patched_copy(workspace, source, &format!("{name}-{version}"), patch)?;
+    Ok(format!("{:?}", copy.display().to_string()))
+}
+
+/// A copy of the pinned toolchain's standard library with a patch of ours.
+fn patched_std(workspace: &Workspace) -> Result<PathBuf> {
+    let toolchain = setup::pinned_toolchain(workspace)?;
+    let name = format!("library-{toolchain}");
+    if !STD_PATCH.starts_with(&name) {
+        bail!("{STD_PATCH} is not for the standard library of {toolchain}: see whether it is still needed");
+    }
+    let sysroot = command::output(command::at(workspace.root(), "rustc").args(["--print", "sysroot"]))?;
+    let source = Path::new(sysroot.trim()).join("lib/rustlib/src/rust/library");
+    patched_copy(workspace, &source, &name, STD_PATCH)
+}
+
+fn patched_copy(workspace: &Workspace, source: &Path, name: &str, patch: &str) -> Result<PathBuf> {
     let dir = workspace.target().join("patched");
-    let copy = dir.join(format!("{name}-{version}"));
-    let done = dir.join(format!("{name}-{version}.done"));
+    let copy = dir.join(name);
+    let done = dir.join(format!("{name}.done"));
     let text = files::read(&workspace.root().join("cross/patches").join(patch))?;
     if files::read(&done).is_ok_and(|it| it == text) {
-        return Ok(format!("{:?}", copy.display().to_string()));
+        return Ok(copy);
     }
     files::make_dir(&dir)?;
     files::remove(&copy)?;
@@ -168,7 +189,7 @@ fn patched(workspace: &Workspace, name: &str, version: &str, patch: &str) -> Res
     apply.args(["--strip=1", "--batch", "--directory"]).arg(&copy);
     command::quiet_with(&mut apply, &text).with_context(|| format!("{patch} does not apply"))?;
     files::write(&done, text)?;
-    Ok(format!("{:?}", copy.display().to_string()))
+    Ok(copy)
 }
 
 /// The agent knows when it was built: by the sources' date, the same sources give the same bytes.
@@ -195,7 +216,7 @@ fn flags(workspace: &Workspace, target: &Target, compiler: &Compiler) -> String 
     if target.builds_std {
         flags.push(format!("-Clinker={}", compiler.cc.display()));
         flags.push("-Clink-self-contained=no".to_owned());
-        // 64-bit times in what we and our dependencies ask of libc. The standard library's own libc does not know this yet.
+        // 64-bit times in what we, our dependencies and the standard library ask of libc.
         flags.push("--cfg=libc_unstable_musl_v1_2".to_owned());
     } else {
         flags.push("-Clinker=rust-lld".to_owned());

@@ -425,14 +425,11 @@ fn may_set(name: &[u8]) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use std::time::{Duration, SystemTime};
+    use std::sync::{Condvar, Mutex};
+    use std::time::{Duration, Instant, SystemTime};
 
     /// A time of 32 bits ends in January 2038.
     #[test]
-    #[cfg_attr(
-        target_pointer_width = "32",
-        ignore = "the standard library's own times have 32 bits on 32-bit musl, as long as its libc knows no others"
-    )]
     fn times_beyond_2038_are_times() {
         let then = SystemTime::UNIX_EPOCH + Duration::from_secs(4_102_444_800);
         let file = tempfile::tempfile().unwrap();
@@ -440,5 +437,16 @@ mod tests {
         assert_eq!(file.metadata().unwrap().modified().unwrap(), then, "2100-01-01");
         let stat = rustix::fs::fstat(&file).unwrap();
         assert_eq!(i128::from(stat.st_mtime), 4_102_444_800);
+    }
+
+    /// Where the clock and the kernel's call for waiting take times to have different sizes, a wait ends at once.
+    #[test]
+    fn a_wait_is_as_long_as_asked_for() {
+        let (mutex, condition) = (Mutex::new(()), Condvar::new());
+        let (begun, asked) = (Instant::now(), Duration::from_millis(1200));
+        let guard = mutex.lock().unwrap();
+        let waited = condition.wait_timeout_while(guard, asked, |()| true).unwrap();
+        assert!(waited.1.timed_out());
+        assert!(begun.elapsed() >= asked, "{:?}", begun.elapsed());
     }
 }
