@@ -248,6 +248,11 @@ impl Control {
         printed.trim().to_owned()
     }
 
+    /// Where the API listens.
+    pub(crate) fn api(&self) -> SocketAddr {
+        self.api
+    }
+
     /// The administrator's kubeconfig.
     pub(crate) fn kubeconfig(&self) -> PathBuf {
         self.data().join("admin.kubeconfig")
