@@ -7,7 +7,7 @@ use serde_json::Value;
 use crate::harness::cluster::get;
 use crate::harness::{Cluster, Setup, pods, programs, wait};
 
-const IMAGES: [&str; 8] = [
+const IMAGES: [&str; 9] = [
     "nginx",
     "redis",
     "counter",
@@ -15,6 +15,7 @@ const IMAGES: [&str; 8] = [
     "myapp",
     "my-app-image",
     "log-collector",
+    "echo",
     "busybox",
 ];
 
@@ -47,12 +48,17 @@ fn manifests_of_the_field_run_with_kubectl() {
         "mysql-env.yaml",
         "full-pod.yaml",
         "sidecar-shared-volume.yaml",
+        "echo-probes.yaml",
     ] {
         assert_eq!(apply(&cluster, file), "", "{file} needs no warning");
     }
-    for pod in ["web", "counter", "mysql", "full", "sidecar"] {
+    for pod in ["web", "counter", "mysql", "full", "sidecar", "echo"] {
         cluster.running(pod);
     }
+    cluster.until("echo", "to be ready by its probes", 30, |it| {
+        let status = &it["status"]["containerStatuses"][0];
+        status["ready"] == true && status["restartCount"] == 0
+    });
     they_are_shown(&cluster);
     they_do_their_work(&cluster);
     logs_are_read_in_part_and_followed(&cluster);
@@ -87,7 +93,7 @@ fn they_are_shown(cluster: &Cluster) {
     };
     let table = get("pods");
     check(&table, &["NAME", "READY", "STATUS", "RESTARTS", "AGE", "2/2"]);
-    assert_eq!(table.lines().count(), 6, "{table}");
+    assert_eq!(table.lines().count(), 7, "{table}");
     let ip = get("pod web -o jsonpath={.status.podIP}");
     assert!(ip.starts_with("10."), "{ip}");
     check(
@@ -99,7 +105,7 @@ fn they_are_shown(cluster: &Cluster) {
         &["phase: Running", "image: nginx:latest"],
     );
     let list: Value = serde_json::from_str(&get("pods -o json")).unwrap();
-    assert_eq!(list["items"].as_array().unwrap().len(), 5);
+    assert_eq!(list["items"].as_array().unwrap().len(), 6);
     let chosen = get("pods -l app=web,tier!=back -o name");
     assert_eq!(chosen.trim(), "pod/web");
     let chosen = cluster.kubectl(&["get", "pods", "-l", "tier in (front, middle)", "-o", "name"]);
@@ -191,7 +197,7 @@ fn they_are_deleted(cluster: &Cluster) {
     let deleted = cluster
         .kubectl(&["delete", "pods", "--all", "--grace-period=5"])
         .ok();
-    assert_eq!(deleted.lines().count(), 6, "{deleted}");
+    assert_eq!(deleted.lines().count(), 7, "{deleted}");
     cluster.kubectl(&["delete", "configmap", "app-config"]).ok();
     cluster.is_empty();
 }
