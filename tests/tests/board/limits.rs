@@ -33,19 +33,6 @@ impl Board {
             assert_eq!(found, *content, "{cgroup}/{file}");
         }
     }
-
-    /// Runs a Pod to its end and gives back its phase and log.
-    #[track_caller]
-    fn ends(&self, object: &Value) -> (Value, String) {
-        let name = object["metadata"]["name"].as_str().unwrap();
-        self.control.apply(object);
-        let ended = self.control.until(name, "to end", PATIENCE, |it| {
-            it["status"]["phase"] == "Succeeded" || it["status"]["phase"] == "Failed"
-        });
-        let log = self.control.logs(&[name]);
-        self.control.delete(name);
-        (ended, log)
-    }
 }
 
 #[test]
@@ -173,7 +160,9 @@ fn who_wants_more_is_held(board: &mut Board) {
     // Memory: all of the container ends, also the part that is innocent.
     let script = "sleep 3600 & echo begun; tail -c 64m </dev/zero; echo survived; wait";
     let asked = json!({ "resources": { "limits": { "memory": "24Mi" } } });
-    let (ended, log) = board.ends(&pod("eats", &shell_with(script, &asked), never()));
+    let (ended, log) = board
+        .control
+        .ends(&pod("eats", &shell_with(script, &asked), never()), PATIENCE);
     let state = &ended["status"]["containerStatuses"][0]["state"]["terminated"];
     assert_eq!(
         (&state["reason"], &state["exitCode"]),
@@ -183,7 +172,9 @@ fn who_wants_more_is_held(board: &mut Board) {
     assert_eq!(log, "begun\n");
     // Processes.
     let script = "i=0; while [ $i -lt 60 ]; do sleep 60 & i=$((i+1)); done; echo $i";
-    let (ended, log) = board.ends(&pod("forks", &shell(script), never()));
+    let (ended, log) = board
+        .control
+        .ends(&pod("forks", &shell(script), never()), PATIENCE);
     assert_ne!(ended["status"]["phase"], "Succeeded", "{log}");
     assert!(
         log.contains("can't fork: Resource temporarily unavailable"),
@@ -228,7 +219,9 @@ fn devices_are_closed_by_a_program(board: &Board) {
             "Input/output error\n",
         ),
     ] {
-        let (_, log) = board.ends(&pod(name, &shell_with(script, &more), never()));
+        let (_, log) = board
+            .control
+            .ends(&pod(name, &shell_with(script, &more), never()), PATIENCE);
         assert_eq!(log, expected, "{name}");
     }
 }
@@ -245,7 +238,9 @@ fn a_pod_has_users_of_its_own(board: &Board) {
         "restartPolicy": "Never", "hostUsers": false,
         "volumes": [{ "name": "d", "emptyDir": {} }, { "name": "m", "emptyDir": { "medium": "Memory" } }],
     });
-    let (_, log) = board.ends(&pod("users", &shell_with(look, &more), spec));
+    let (_, log) = board
+        .control
+        .ends(&pod("users", &shell_with(look, &more), spec), PATIENCE);
     assert_eq!(
         log,
         "0\n0 65536\n0 /\n0 /d\n0 /m\n0 /bin/busybox\n0 /d/new\n0 /m/new\nmounted\n"

@@ -102,14 +102,9 @@ fn probes_reach_servers_of_every_kind(cluster: &Cluster) {
 
 /// What a Pod with one container printed by its end.
 #[track_caller]
-fn told(cluster: &Cluster, name: &str, script: &str, container: &Value, spec: Value) -> (Value, String) {
-    let mut spec = spec;
+fn told(cluster: &Cluster, name: &str, script: &str, container: &Value, mut spec: Value) -> (Value, String) {
     spec["restartPolicy"] = "Never".into();
-    cluster.apply(&pod(name, &shell_with(script, container), spec));
-    let ended = cluster.phase(name, "Succeeded");
-    let said = cluster.logs(&[name]);
-    cluster.delete(name);
-    (ended, said)
+    cluster.ends(&pod(name, &shell_with(script, container), spec), 40)
 }
 
 /// `workingDir`, optional sources of variables, the class of service and what follows from it.

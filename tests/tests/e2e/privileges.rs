@@ -5,7 +5,7 @@
 
 use serde_json::{Value, json};
 
-use crate::harness::pods::IDLE;
+use crate::harness::pods::{IDLE, shell_with};
 use crate::harness::{Cluster, Setup, pod, shell, wait};
 
 const ALL: &str =
@@ -14,21 +14,13 @@ const ALL: &str =
 /// Runs a script to its end; gives what it printed.
 #[track_caller]
 fn told(cluster: &Cluster, name: &str, script: &str, container: &Value, spec: &Value) -> String {
-    let mut all = shell(script);
-    all.as_object_mut()
-        .unwrap()
-        .extend(container.as_object().unwrap().clone());
     let mut more = json!({ "restartPolicy": "Never" });
     more.as_object_mut()
         .unwrap()
         .extend(spec.as_object().unwrap().clone());
-    cluster.apply(&pod(name, &all, more));
-    cluster.until(name, "to end", 40, |it| {
-        it["status"]["phase"] == "Succeeded" || it["status"]["phase"] == "Failed"
-    });
-    let out = cluster.logs(&[name]);
-    cluster.delete(name);
-    out
+    cluster
+        .ends(&pod(name, &shell_with(script, container), more), 40)
+        .1
 }
 
 fn own(kind: &str) -> String {

@@ -32,13 +32,7 @@ fn told(cluster: &Cluster, name: &str, script: &str, volumes: &Value, more: &Val
     if let Some(Value::Object(more)) = more.get("spec") {
         spec.as_object_mut().unwrap().extend(more.clone());
     }
-    cluster.apply(&pod(name, &container, spec));
-    cluster.until(name, "to end", 40, |it| {
-        it["status"]["phase"] == "Succeeded" || it["status"]["phase"] == "Failed"
-    });
-    let out = cluster.logs(&[name]);
-    cluster.delete(name);
-    out
+    cluster.ends(&pod(name, &container, spec), 40).1
 }
 
 #[test]

@@ -352,6 +352,19 @@ impl Control {
         })
     }
 
+    /// Runs a Pod to its end and deletes it; gives it as it ended, and its log.
+    #[track_caller]
+    pub(crate) fn ends(&self, pod: &Value, seconds: u64) -> (Value, String) {
+        let name = pod["metadata"]["name"].as_str().unwrap();
+        self.apply(pod);
+        let ended = self.until(name, "to end", seconds, |it| {
+            it["status"]["phase"] == "Succeeded" || it["status"]["phase"] == "Failed"
+        });
+        let log = self.logs(&[name]);
+        self.delete(name);
+        (ended, log)
+    }
+
     /// Applies a Pod and waits until it runs.
     #[track_caller]
     pub(crate) fn run(&self, pod: &Value) -> Value {
