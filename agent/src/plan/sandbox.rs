@@ -20,6 +20,9 @@ const CLUSTER_DOMAIN: &str = "cluster.local";
 /// The longest name that the kernel takes: `HOST_NAME_MAX`.
 const LONGEST_NAME: usize = 64;
 
+/// The lowest port that takes no capability.
+const FIRST_FREE_PORT: &str = "net.ipv4.ip_unprivileged_port_start";
+
 /// What a sandbox needs to know beside the Pod.
 pub(crate) struct SandboxFacts<'a> {
     /// The agent's configuration.
@@ -66,8 +69,21 @@ pub(crate) fn sandbox(
         } else {
             None
         },
-        sysctls: pod.security.sysctls.clone(),
+        sysctls: sysctls(pod),
     })
+}
+
+/// Those that the Pod asks for, and that whoever a container runs as may listen on any port of the Pod's own network, as
+/// containerd and Docker have it.
+fn sysctls(pod: &PodSpec) -> Vec<(String, String)> {
+    let mut all = pod.security.sysctls.clone();
+    let asked = all
+        .iter()
+        .any(|(name, _)| name.replace('/', ".") == FIRST_FREE_PORT);
+    if !pod.host_network && !asked {
+        all.push((FIRST_FREE_PORT.to_owned(), "0".to_owned()));
+    }
+    all
 }
 
 /// The name that the Pod's processes see: of the node where they share its network, else the Pod's, whole with its domain

@@ -146,6 +146,11 @@ fn they_do_their_work(cluster: &Cluster) {
             "--- /config/app.properties",
         ],
     );
+    // Its liveness probe asks a server that listens on port 80 as user 1000.
+    let full = cluster.running("full");
+    let address = full["status"]["podIP"].as_str().unwrap();
+    let answer = wait("an answer of myapp", 10, || get(address, 80, "/healthz"));
+    check(&answer, &["200 OK"]);
     cluster.logs_say(&["sidecar", "-c", "collector"], "collected: line 2");
 }
 

@@ -123,3 +123,20 @@ fn each_address_has_users_of_its_own() {
         None
     );
 }
+
+#[test]
+fn any_port_of_the_pods_own_network_is_free() {
+    let free = |value: &str| ("net.ipv4.ip_unprivileged_port_start".to_owned(), value.to_owned());
+    let of = |sysctls: Vec<(String, String)>, host_network| {
+        let mut pod = pod_of(Vec::new());
+        (pod.security.sysctls, pod.host_network) = (sysctls, host_network);
+        sandboxed(&pod, Some("10.88.0.2"), "").unwrap().sysctls
+    };
+    assert_eq!(of(vec![], false), [free("0")]);
+    assert_eq!(
+        of(vec![free("81")], false),
+        [free("81")],
+        "the Pod's own word stands"
+    );
+    assert_eq!(of(vec![], true), [], "the node's is the node's");
+}
