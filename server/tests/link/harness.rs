@@ -424,8 +424,24 @@ impl SimNode {
     }
 
     /// The next message that `pick` takes; those before it are put by.
-    pub(crate) async fn expect<T>(&mut self, what: &str, mut pick: impl FnMut(&Down) -> Option<T>) -> T {
-        let picked = timeout(PATIENCE, async {
+    pub(crate) async fn expect<T>(&mut self, what: &str, pick: impl FnMut(&Down) -> Option<T>) -> T {
+        let picked = self.within(PATIENCE, pick).await;
+        picked.unwrap_or_else(|| panic!("{} waited in vain for {what}", self.name))
+    }
+
+    /// Says hello, and again while nobody answers, as an agent does.
+    pub(crate) async fn hello_until<T>(&mut self, what: &str, mut pick: impl FnMut(&Down) -> Option<T>) -> T {
+        for _ in 0..PATIENCE.as_secs() {
+            self.hello().await;
+            if let Some(picked) = self.within(Duration::from_secs(1), &mut pick).await {
+                return picked;
+            }
+        }
+        panic!("{} waited in vain for {what}", self.name);
+    }
+
+    async fn within<T>(&mut self, patience: Duration, mut pick: impl FnMut(&Down) -> Option<T>) -> Option<T> {
+        let picked = timeout(patience, async {
             loop {
                 while let Some(down) = self.came.pop_front() {
                     if let Some(picked) = pick(&down) {
@@ -435,9 +451,7 @@ impl SimNode {
                 self.step(u64::MAX).await;
             }
         });
-        picked
-            .await
-            .unwrap_or_else(|_| panic!("{} waited in vain for {what}", self.name))
+        picked.await.ok()
     }
 
     /// Nothing that `pick` takes comes for a while.
