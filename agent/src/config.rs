@@ -74,6 +74,10 @@ pub(crate) struct Config {
     pub reconnect_cap_seconds: u64,
     /// Labels of the node.
     pub labels: BTreeMap<String, String>,
+    /// The directory of static Pods: manifests that run with or without a server; empty for none.
+    pub static_pods_dir: PathBuf,
+    /// The name of a node that has not joined a fleet and has static Pods; without it the machine's own.
+    pub node_name: Option<String>,
     /// Registries, by name.
     pub registries: BTreeMap<String, Registry>,
     /// Whether nodes ask the server for images before any registry.
@@ -234,6 +238,8 @@ impl Default for Config {
             mqtt_version: "auto".to_owned(),
             broker_url: None,
             reconnect_cap_seconds: 300,
+            static_pods_dir: PathBuf::from("/etc/skiff/manifests"),
+            node_name: None,
             labels: BTreeMap::new(),
             registries: BTreeMap::new(),
             images_from_server: true,

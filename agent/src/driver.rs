@@ -44,6 +44,7 @@ use crate::plan::{self, Facts, Lookup};
 use crate::probes::Probes;
 use crate::renewal::Renewal;
 use crate::shims::{Command, Place, Shims};
+use crate::statics::Statics;
 use crate::watchdog::Watchdog;
 use signal::{SIGTERM, signal_number};
 use volumes::Volumes;
@@ -76,6 +77,7 @@ pub(crate) struct Driver {
     pub(crate) floor: Arc<AtomicU64>,
     pub(crate) began: Instant,
     pub(crate) renewal: Renewal,
+    pub(crate) statics: Statics,
     inputs: mpsc::Receiver<Input>,
     /// Batches that are in the journal's buffer.
     unsynced: Vec<u64>,
@@ -123,6 +125,8 @@ impl Driver {
         began: Instant,
     ) -> Self {
         let renewal = Renewal::new(place.executable.clone(), config.state_dir.clone());
+        let executable = place.executable.clone();
+        let statics = Statics::new(&config.static_pods_dir, executable, identity.node.clone());
         let watchdog = Watchdog::new(&config);
         Self {
             config,
@@ -139,6 +143,7 @@ impl Driver {
             floor,
             began,
             renewal,
+            statics,
             inputs,
             unsynced: Vec::new(),
             unacked: Vec::new(),
@@ -169,6 +174,7 @@ impl Driver {
             .find(&self.core.wanted())
             .await
             .context("cannot look for running Pods")?;
+        self.begin_statics().await;
         let adopted_us = u64::try_from(self.began.elapsed().as_micros()).unwrap_or(u64::MAX);
         info!(pods = found.len(), adopted_us, "found running Pods");
         let running: Vec<Uid> = found.iter().map(|it| it.uid).collect();
@@ -206,6 +212,8 @@ impl Driver {
                 () = sleep_for(self.reconnect_at) => self.reconnect().await,
                 // The renewal's `next` is cancel-safe.
                 turn = self.renewal.next() => self.renew(turn).await,
+                // The directory's `next` is cancel-safe.
+                turn = self.statics.next() => self.statics_turn(turn),
                 // What it waits for is kept over the turns.
                 wake = self.node.watch.wake() => self.watched(wake),
                 () = sleep_for(self.watchdog.due()) => {
@@ -373,7 +381,7 @@ impl Driver {
     }
 
     /// Tells the core, and has its effects done, and those that follow from them at once.
-    fn event(&mut self, event: Event) {
+    pub(crate) fn event(&mut self, event: Event) {
         let mut events = VecDeque::from([event]);
         while let Some(event) = events.pop_front() {
             let now = self.now();

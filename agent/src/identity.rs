@@ -15,6 +15,8 @@ use skiff_protocol::enrol::{self, JoinResponse};
 use skiff_protocol::topic::NodeName;
 use skiff_transport::tls;
 
+use crate::config::Config;
+
 /// What enrolment left behind.
 #[derive(Clone)]
 pub(crate) struct Identity {
@@ -75,16 +77,55 @@ impl Identity {
         })
     }
 
-    /// Keeps what a join gave. `broker` takes the place of the broker that the server named.
+    /// The identity; that of a node by itself where it has not joined and has static Pods to run.
     ///
     /// # Errors
-    /// When a file cannot be written.
-    pub(crate) fn make(
-        state: &Path,
-        key_pem: &str,
-        mut joined: JoinResponse,
-        broker: Option<&str>,
-    ) -> Result<()> {
+    /// As [`Identity::load`], and when the machine's name is no name for a node.
+    pub(crate) fn load_or_alone(config: &Config) -> Result<Self> {
+        let joined = dir(&config.state_dir).join("joined.json").exists();
+        if joined || config.static_pods_dir.as_os_str().is_empty() || !config.static_pods_dir.is_dir() {
+            return Self::load(&config.state_dir);
+        }
+        let hostname = || fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+        let name = config.node_name.clone().unwrap_or_else(hostname);
+        let name = name.trim().to_ascii_lowercase();
+        let node = NodeName::parse(&name).with_context(|| {
+            format!(
+                "node_name: this node has not joined a fleet, and {name:?} is no name for a node; give it one"
+            )
+        })?;
+        Ok(Self {
+            joined: JoinResponse {
+                version: enrol::VERSION,
+                node: node.to_string(),
+                ca_certificate: String::new(),
+                certificate: String::new(),
+                signing_key: String::new(),
+                broker_url: String::new(),
+                broker_username: String::new(),
+                broker_password: String::new(),
+                server_urls: Vec::new(),
+                server_time: 0,
+                not_after: u64::MAX,
+            },
+            node,
+            key_pem: String::new(),
+            server_key: Vec::new(),
+            broker_chosen: false,
+        })
+    }
+
+    /// Whether there is a fleet that it belongs to.
+    #[must_use]
+    pub(crate) fn has_joined(&self) -> bool {
+        !self.joined.broker_url.is_empty()
+    }
+
+    /// Makes the key that the journal is sealed with, unless it is there.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub(crate) fn ensure_seal(state: &Path) -> Result<()> {
         let dir = dir(state);
         fs::DirBuilder::new()
             .recursive(true)
@@ -98,10 +139,24 @@ impl Identity {
             filled.map_err(|_| anyhow::anyhow!("the system gives no randomness for a key"))?;
             write(&dir.join("seal.key"), &seal)?;
         }
+        Ok(())
+    }
+
+    /// Keeps what a join gave. `broker` takes the place of the broker that the server named.
+    ///
+    /// # Errors
+    /// When a file cannot be written.
+    pub(crate) fn make(
+        state: &Path,
+        key_pem: &str,
+        mut joined: JoinResponse,
+        broker: Option<&str>,
+    ) -> Result<()> {
+        Self::ensure_seal(state)?;
         if let Some(broker) = broker {
             broker.clone_into(&mut joined.broker_url);
         }
-        write(&dir.join("node.key"), key_pem.as_bytes())?;
+        write(&dir(state).join("node.key"), key_pem.as_bytes())?;
         keep(state, joined, broker.is_some())
     }
 

@@ -86,6 +86,9 @@ impl Link {
         epoch: u64,
         floor: Arc<AtomicU64>,
     ) -> Result<Self> {
+        if !identity.has_joined() {
+            return Ok(Self::over(identity.node.clone(), Box::new(Nowhere)));
+        }
         let url = config
             .broker_url
             .as_deref()
@@ -392,6 +395,28 @@ impl Link {
     }
 }
 
+/// The transport of a node that belongs to no fleet: nothing ever comes or goes.
+struct Nowhere;
+
+#[async_trait::async_trait]
+impl Transport for Nowhere {
+    async fn next(&mut self) -> Event {
+        std::future::pending().await
+    }
+
+    fn try_publish(&mut self, _: u64, _: &str, payload: Bytes, _: Qos) -> Result<(), PublishError> {
+        Err(PublishError::Offline(payload))
+    }
+
+    fn ack(&mut self, _: AckToken) -> bool {
+        false
+    }
+
+    fn wake(&mut self) {}
+
+    async fn disconnect(&mut self) {}
+}
+
 /// Why a message is not in the outbox.
 enum Unqueued {
     /// There is no room now.
@@ -410,7 +435,9 @@ async fn passed(time: Option<Instant>, in_flight: bool) {
 
 fn address(message: &Up) -> (Class, UpKind, Option<u32>) {
     match message {
-        Up::Hello(_) | Up::Need { .. } | Up::Applied { .. } => (Class::Control, UpKind::Hello, None),
+        Up::Hello(_) | Up::Need { .. } | Up::Applied { .. } | Up::Statics { .. } | Up::StaticPod { .. } => {
+            (Class::Control, UpKind::Hello, None)
+        }
         Up::Bye { .. } => (Class::Control, UpKind::Bye, None),
         Up::Status { .. } | Up::Node(_) => (Class::Status, UpKind::Status, None),
         Up::Events { .. } => (Class::Event, UpKind::Event, None),

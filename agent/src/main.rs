@@ -1,6 +1,6 @@
 //! The agent: runs Kubernetes Pods on a small, far away machine.
 //!
-//! One binary, several roles. Always holds: `shim`, `pull` and `renew` are processes of their own that this one starts; `run`
+//! One binary, several roles. Always holds: `shim`, `pull`, `renew` and `manifests` are processes of their own that this one starts; `run`
 //! has one thread for its work, never forks and never calls libcontainer.
 
 mod config;
@@ -16,6 +16,7 @@ mod ledger;
 mod link;
 mod local;
 mod logs;
+mod manifests;
 mod network;
 mod node;
 mod own;
@@ -25,6 +26,7 @@ mod probes;
 mod renewal;
 mod shims;
 mod show;
+mod statics;
 mod stop;
 mod volumes;
 mod watchdog;
@@ -103,6 +105,12 @@ enum Command {
     },
     /// Check whether this machine can run Pods, and say what to do where it cannot
     Doctor,
+    /// Check manifests of static Pods as the running agent would, without one
+    Check {
+        /// YAML or JSON, one Pod each
+        #[arg(required = true, value_name = "FILE")]
+        files: Vec<PathBuf>,
+    },
     /// End every Pod of this node and remove what was made for it; the agent must not be running
     Stop,
     /// Own the containers of one Pod (started by the agent)
@@ -114,6 +122,9 @@ enum Command {
     /// Renew this node's certificate (started by the agent)
     #[command(hide = true)]
     Renew,
+    /// Read the manifests of static Pods (started by the agent)
+    #[command(hide = true)]
+    Manifests,
 }
 
 fn main() -> ExitCode {
@@ -123,6 +134,7 @@ fn main() -> ExitCode {
         Some("shim") => return skiff_shim::main(arguments),
         Some("pull") => return skiff_images::pull::main(),
         Some("renew") => return enrol::main(arguments),
+        Some("manifests") => return manifests::main(arguments),
         _ => {}
     }
     match command() {
@@ -165,8 +177,14 @@ fn command() -> Result<ExitCode> {
         Command::Metrics => print!("{}", show::metrics(&local::ask(&config.run_dir, "status")?)),
         Command::Pods { json } => show::pods(&local::ask(&config.run_dir, "pods")?, json),
         Command::Doctor => return Ok(doctor::run(&config)),
+        Command::Check { files } => {
+            let identity = identity::Identity::load_or_alone(&config)?;
+            return Ok(manifests::check(&files, &identity.node));
+        }
         Command::Stop => stop::run(&config)?,
-        Command::Shim | Command::Pull | Command::Renew => unreachable!("told apart in main"),
+        Command::Shim | Command::Pull | Command::Renew | Command::Manifests => {
+            unreachable!("told apart in main")
+        }
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -201,7 +219,11 @@ fn logging() {
 async fn run(config: config::Config, users: Result<(), String>) -> Result<()> {
     let began = std::time::Instant::now();
     let config = Arc::new(config);
-    let identity = Arc::new(identity::Identity::load(&config.state_dir)?);
+    let identity = Arc::new(identity::Identity::load_or_alone(&config)?);
+    if !identity.has_joined() {
+        identity::Identity::ensure_seal(&config.state_dir)?;
+        info!(node = %identity.node, "this node has not joined a fleet: it runs its static Pods alone");
+    }
     let (ledger, recovered, outcome) = open_ledger(&config, &identity)
         .await
         .context("the journal cannot be used, so nothing is started and nothing that runs is touched")?;

@@ -43,6 +43,8 @@ pub(crate) struct Node {
     pub(crate) watch: Watch,
     journal_error: Option<String>,
     network_error: Option<String>,
+    /// What is wrong with the directory of static Pods.
+    statics: Vec<String>,
     /// The certificate ends soon and could not be renewed.
     certificate: Option<String>,
     /// A condition changed since it was last told.
@@ -77,6 +79,7 @@ impl Node {
             watch: Watch::new(),
             journal_error: None,
             network_error: None,
+            statics: Vec::new(),
             certificate: None,
             changed: false,
         }
@@ -173,6 +176,12 @@ impl Node {
         self.network_error = error;
     }
 
+    /// Notes what is wrong with the directory of static Pods.
+    pub(crate) fn statics(&mut self, broken: &[String]) {
+        self.changed |= self.statics != broken;
+        self.statics = broken.to_vec();
+    }
+
     /// Notes that the certificate ends soon, or that it does not.
     pub(crate) fn certificate(&mut self, expiring: Option<String>) {
         self.changed |= expiring.is_some() != self.certificate.is_some();
@@ -245,6 +254,9 @@ impl Node {
         }
         if let Some(error) = &self.network_error {
             bad("HostPortsDegraded", "KernelLacks", error.clone());
+        }
+        if !self.statics.is_empty() {
+            bad("StaticPodsUnusable", "InvalidManifest", self.statics.join("; "));
         }
         if let Some(message) = &self.certificate {
             bad("CertificateExpiring", "RenewalFailed", message.clone());

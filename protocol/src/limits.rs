@@ -71,6 +71,12 @@ pub const STATUSES: usize = 64;
 /// Events in one event message, and the most that wait for the link; older ones are counted as lost.
 pub const EVENTS: usize = 64;
 
+/// Bytes of a static Pod's manifest, as JSON: a few times what people write by hand.
+pub const STATIC_MANIFEST: usize = 32 * 1024;
+
+/// Static Pods that a server asks for at once, so that the answers find room in a node's outbox.
+pub const STATICS_AT_ONCE: usize = 4;
+
 /// Log streams open at once on one node.
 pub const STREAMS: usize = 64;
 

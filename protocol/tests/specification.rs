@@ -34,6 +34,8 @@ fn bounds_are_those_of_the_code() {
         ("TEXT", l::TEXT),
         ("STATUSES", l::STATUSES),
         ("EVENTS", l::EVENTS),
+        ("STATIC_MANIFEST", l::STATIC_MANIFEST),
+        ("STATICS_AT_ONCE", l::STATICS_AT_ONCE),
         ("STREAMS", l::STREAMS),
         ("STREAM_WINDOW", l::STREAM_WINDOW as usize),
         ("STREAM_PIECE", l::STREAM_PIECE),

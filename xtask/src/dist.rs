@@ -72,7 +72,7 @@ impl Target {
 }
 
 /// SPECIFICATION's bound for the agent.
-pub(crate) const MAX_BYTES: u64 = 7_000_000;
+pub(crate) const MAX_BYTES: u64 = 7_500_000;
 
 /// A C compiler for every target in one package without dependencies.
 const ZIG: &str = "ziglang==0.17.0";

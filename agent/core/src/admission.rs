@@ -22,6 +22,8 @@ type Refusal = (String, String);
 pub(crate) enum Standing {
     /// Nothing yet.
     New,
+    /// Nothing yet, and it is the node's own: a shortage does not keep it out.
+    Static,
     /// A place from before this start of the agent: what the node has of something may not be there yet (a device whose
     /// description is made at each boot), and must not end it for good.
     Kept,
@@ -40,12 +42,12 @@ pub(crate) fn refuse(
     if standing == Standing::Running {
         return None;
     }
-    let is_new = standing == Standing::New;
+    let is_new = matches!(standing, Standing::New | Standing::Static);
     let others: Vec<&PodState> = others
         .values()
         .filter(|it| it.uid != pod.uid && holds_resources(it))
         .collect();
-    is_new
+    (standing == Standing::New)
         .then(|| pressed(pressure, pod))
         .flatten()
         .or_else(|| lacks_feature(config, pod))

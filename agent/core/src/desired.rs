@@ -53,6 +53,7 @@ impl Core {
                 }
             }
             Down::Resync => self.greet(),
+            Down::NeedStatics { uids } => self.show_statics(&uids),
             // In step is what the node takes for granted; streams are served beside the core.
             Down::InStep { .. }
             | Down::StreamOpen(_)
@@ -198,7 +199,7 @@ impl Core {
         });
     }
 
-    /// The Pods of the objects held, with what is wrong with those that do not check.
+    /// The Pods of the objects held and of the node's own directory, with what is wrong with those that do not check.
     pub(crate) fn desired_pods(&self) -> BTreeMap<Uid, Result<Pod, String>> {
         let pods = self.durable.objects.iter().filter_map(|(key, bytes)| {
             let ObjectKey::Pod(uid) = key else { return None };
@@ -214,6 +215,6 @@ impl Core {
             };
             Some((*uid, parsed))
         });
-        pods.collect()
+        pods.chain(self.desired_statics()).collect()
     }
 }

@@ -6,11 +6,14 @@ use skiff_protocol::uid::Uid;
 use skiff_protocol::wire::{Down, NodeInfo};
 
 use crate::effect::ContainerRef;
+use crate::statics::Manifests;
 
 /// Something that happened outside.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Event {
-    /// The shims that were found at the start, once, before anything else.
+    /// The node's own directory of manifests was read, whole: before [`Event::Observed`], and whenever it has changed.
+    Statics(Manifests),
+    /// The shims that were found at the start, once, before anything else but [`Event::Statics`].
     Observed(Vec<ObservedPod>),
     /// The link stands; hello is due.
     LinkUp(NodeInfo),

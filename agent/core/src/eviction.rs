@@ -209,13 +209,13 @@ impl Core {
     }
 
     /// The Pod that a kubelet would evict first: by use over request, then by how much that is. One that keeps its promises
-    /// in full goes last.
+    /// in full goes last, a static one never.
     fn first_to_go(&self, short: Short, usage: &[Usage]) -> Option<(Uid, String)> {
         let candidates = usage.iter().filter_map(|usage| {
             let state = self
                 .pods
                 .get(&usage.pod)
-                .filter(|it| it.lives() && it.any_alive())?;
+                .filter(|it| it.lives() && it.any_alive() && !self.is_static(it.uid))?;
             let pod = state.pod.as_ref()?;
             let (used, request) = (short.used(usage), short.request(&Requests::of(pod)));
             (used >= short.least()).then_some((pod, used, request))

@@ -27,6 +27,7 @@ mod record;
 mod requests;
 mod resize;
 mod state;
+mod statics;
 mod status;
 mod stop;
 mod volumes;
@@ -37,4 +38,5 @@ pub use event::{
     ProbeOutcome, Probed, StartError, Usage,
 };
 pub use machine::{Config, Core, Counters, Now};
-pub use record::{ContainerRecord, Record, Recovered};
+pub use record::{ContainerRecord, Record, Recovered, StaticPod};
+pub use statics::Manifests;

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::Ipv4Addr;
 
 use skiff_protocol::limits;
+use skiff_protocol::pod::Pod;
 use skiff_protocol::sha256;
 use skiff_protocol::topic::NodeName;
 use skiff_protocol::uid::Uid;
@@ -18,6 +19,7 @@ use crate::event::{Event, Pressure};
 use crate::ipam::Ipam;
 use crate::record::{Record, Recovered};
 use crate::state::PodState;
+use crate::statics::Statics;
 use crate::status;
 use crate::volumes::Dropping;
 
@@ -105,6 +107,7 @@ pub struct Core {
     pub(crate) pressure: Pressure,
     /// Volumes whose files are to go once nobody uses them.
     pub(crate) dropping: Vec<Dropping>,
+    pub(crate) statics: Statics,
     /// The system's clock less the one that never jumps, in seconds.
     clock: Option<i64>,
     node: NodeInfo,
@@ -137,6 +140,7 @@ impl Core {
             counters: Counters::default(),
             pressure: Pressure::default(),
             dropping: Vec::new(),
+            statics: Statics::default(),
             clock: None,
             node: NodeInfo::default(),
             linked: false,
@@ -160,6 +164,8 @@ impl Core {
         self.take(now, event);
         if frees {
             self.retry_deferred(now);
+            self.retry_statics(now);
+            self.follow_statics(now);
             self.drop_volumes();
         }
         std::mem::take(&mut self.effects)
@@ -167,6 +173,7 @@ impl Core {
 
     fn take(&mut self, now: Now, event: Event) {
         match event {
+            Event::Statics(manifests) => self.statics_read(now, manifests),
             Event::Observed(pods) => self.observed(now, pods),
             Event::LinkUp(node) => {
                 self.node = node;
@@ -192,11 +199,13 @@ impl Core {
             }
             Event::Durable(token) => {
                 self.durable(now, token);
+                self.statics_answered(now, token, true);
                 self.failure_answered(now, token, true);
                 self.epoch_answered(now, token, true);
             }
             Event::NotDurable(token) => {
                 self.not_durable(token);
+                self.statics_answered(now, token, false);
                 self.failure_answered(now, token, false);
                 self.epoch_answered(now, token, false);
             }
@@ -233,6 +242,9 @@ impl Core {
             Event::Tick => {
                 self.greet_again(now);
                 self.reconcile_due(now);
+                if self.statics.again.is_some() {
+                    self.follow_statics(now);
+                }
             }
         }
     }
@@ -260,6 +272,7 @@ impl Core {
             .values()
             .filter_map(PodState::deadline)
             .chain(hello)
+            .chain(self.statics.again)
             .min()
     }
 
@@ -344,7 +357,7 @@ impl Core {
         Some((&**state.pod.as_ref()?, state.ip))
     }
 
-    /// The Pods that the durable desired state wants.
+    /// The Pods that the durable desired state or the node's own directory wants.
     #[must_use]
     pub fn wanted(&self) -> BTreeSet<Uid> {
         let uid = |key: &ObjectKey| {
@@ -354,7 +367,22 @@ impl Core {
                 None
             }
         };
-        self.durable.objects.keys().filter_map(uid).collect()
+        let statics = self.durable.statics.values().map(|it| it.uid);
+        self.durable
+            .objects
+            .keys()
+            .filter_map(uid)
+            .chain(statics)
+            .collect()
+    }
+
+    /// A Pod that is wanted, whether or not it was taken in yet.
+    #[must_use]
+    pub fn wanted_pod(&self, uid: Uid) -> Option<PodSpec> {
+        match self.object(&ObjectKey::Pod(uid)) {
+            Some(Object::Pod(pod)) => Some(pod),
+            _ => self.static_pod(uid).map(Pod::into_wire),
+        }
     }
 
     /// A desired object's bytes, as the server sent them.
@@ -407,7 +435,7 @@ impl Core {
 
     /// Says hello, and has every status sent anew.
     pub(crate) fn greet(&mut self) {
-        if !self.linked || self.epoch_token.is_some() {
+        if !self.can_speak() {
             return;
         }
         self.send(Up::Hello(Hello {
@@ -419,10 +447,16 @@ impl Core {
             inventory_digest: [0; 32],
             node: self.node.clone(),
         }));
+        self.tell_statics();
         for pod in self.pods.values_mut() {
             pod.reported = 0;
             self.dirty.insert(pod.uid);
         }
+    }
+
+    /// Whether the server can be told anything: nothing is said before the journal has this start's epoch.
+    pub(crate) fn can_speak(&self) -> bool {
+        self.linked && self.epoch_token.is_none()
     }
 
     /// The journal answered for this start's epoch. Nothing is said under an epoch before that: a start after this one
@@ -448,6 +482,14 @@ impl Core {
             self.greet();
             let wait = (wait * 2).min(HELLO_AGAIN_LONGEST);
             self.unanswered = Some((now.mono + wait, wait));
+        }
+    }
+
+    /// Has the Pod's status sent, whether or not it is what was sent last.
+    pub(crate) fn report_anew(&mut self, uid: Uid) {
+        if let Some(pod) = self.pods.get_mut(&uid) {
+            pod.reported = 0;
+            self.dirty.insert(uid);
         }
     }
 

@@ -4,7 +4,6 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use skiff_protocol::pod::Pod;
 use skiff_protocol::uid::Uid;
-use skiff_protocol::wire::spec::ObjectKey;
 
 use crate::admission::{self, Standing};
 use crate::effect::Effect;
@@ -32,7 +31,8 @@ impl Core {
         let running: BTreeSet<Uid> = observed.iter().map(|it| it.uid).collect();
         let came = |uid: &Uid| self.durable.accepted.get(uid).copied();
         let mut desired: Vec<_> = self.desired_pods().into_iter().collect();
-        desired.sort_by_key(|(uid, _)| (!running.contains(uid), came(uid), *uid));
+        let later = |uid: &Uid| !self.is_static(*uid);
+        desired.sort_by_key(|(uid, _)| (!running.contains(uid), later(uid), came(uid), *uid));
         for (uid, parsed) in desired {
             let standing = if running.contains(&uid) {
                 Standing::Running
@@ -51,6 +51,8 @@ impl Core {
         for uid in all {
             self.reconcile(now, uid);
         }
+        self.statics.begun = true;
+        self.follow_statics(now);
     }
 
     fn adopt(&mut self, now: Now, found: ObservedPod) {
@@ -183,7 +185,15 @@ impl Core {
     fn changed(&mut self, now: Now, desired: BTreeMap<Uid, Result<Pod, String>>) {
         for (uid, parsed) in desired {
             match (self.pods.get_mut(&uid), parsed) {
-                (None, parsed) => self.accept(now, uid, parsed, Standing::New),
+                (None, parsed) => {
+                    let is_static = self.is_static(uid);
+                    let standing = if is_static {
+                        Standing::Static
+                    } else {
+                        Standing::New
+                    };
+                    self.accept(now, uid, parsed, standing);
+                }
                 (Some(state), Ok(pod)) => {
                     if state.asked.as_ref().or(state.pod.as_ref()) != Some(&pod) {
                         self.update(now, uid, pod);
@@ -220,8 +230,11 @@ impl Core {
         if admission::holds_resources(&state) {
             let refuse = |pod| admission::refuse(&self.config, &self.pods, &self.pressure, pod, standing);
             state.rejected = state.pod.as_ref().and_then(refuse);
-            // Failed is for good, also when there is room after the next restart.
-            if let Some((reason, message)) = state.rejected.clone() {
+            // Failed is for good, also when there is room after the next restart; but a static Pod has nobody who makes
+            // another.
+            if let Some((reason, message)) = state.rejected.clone()
+                && !self.is_static(uid)
+            {
                 self.record(now, vec![Record::Rejected(uid, reason, message)]);
             }
         }
@@ -289,7 +302,7 @@ impl Core {
         self.touch(now, uid);
     }
 
-    fn unwanted(&mut self, now: Now, uid: Uid) {
+    pub(crate) fn unwanted(&mut self, now: Now, uid: Uid) {
         let Some(state) = self.pods.get_mut(&uid) else {
             return;
         };
@@ -399,7 +412,7 @@ impl Core {
             .as_ref()
             .is_none_or(|pod| pod.deletion_grace_seconds.is_some());
         self.ipam.release(uid);
-        let wanted = self.index.0.contains_key(&ObjectKey::Pod(uid));
+        let wanted = self.durable.holds(uid);
         let evicted = state.failed.as_ref().is_some_and(Failed::evicted);
         if wanted && evicted && !deleted {
             // What was made for it is gone; it stays in the node's books until the server deletes it.

@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
+use skiff_protocol::pod::Pod;
 use skiff_protocol::sha256;
 use skiff_protocol::uid::Uid;
 use skiff_protocol::wire::desired::Index;
@@ -39,6 +40,10 @@ pub enum Record {
     Started(Uid, String, u32),
     /// That start came to nothing before anything ran.
     NotStarted(Uid, String),
+    /// The static Pod of this file of the node's own directory; it takes the place of the one before it.
+    Static(String, StaticPod),
+    /// There is no such file any more, and nothing is left of its Pod.
+    StaticGone(String),
 }
 
 impl Record {
@@ -46,6 +51,36 @@ impl Record {
     #[must_use]
     pub fn is_secret(&self) -> bool {
         matches!(self, Self::Put(ObjectKey::Secret(..), _))
+    }
+}
+
+/// A static Pod.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StaticPod {
+    /// Made from the node's name and the manifest: another manifest is another Pod.
+    pub uid: Uid,
+    /// Its namespace and its name.
+    pub name: (String, String),
+    /// The manifest as JSON, complete: namespace, name, uid and node are in it.
+    pub manifest: Vec<u8>,
+}
+
+impl StaticPod {
+    /// The Pod.
+    ///
+    /// # Errors
+    /// What is wrong with the manifest, each cause with its field.
+    pub fn parse(&self) -> Result<Pod, String> {
+        let value = serde_json::from_slice(&self.manifest).map_err(|error| error.to_string())?;
+        match Pod::parse(&value) {
+            Ok(parsed) if parsed.pod.uid == self.uid => Ok(parsed.pod),
+            Ok(_) => Err("metadata.uid: is another Pod's".to_owned()),
+            Err(causes) => Err(causes
+                .iter()
+                .map(ToString::to_string)
+                .collect::<Vec<_>>()
+                .join("; ")),
+        }
     }
 }
 
@@ -87,6 +122,8 @@ pub struct Recovered {
     pub counted: BTreeMap<Uid, i64>,
     /// Attempts that were started and whose end is not known, per Pod and container name.
     pub started: BTreeMap<(Uid, String), u32>,
+    /// Static Pods, by the names of their files.
+    pub statics: BTreeMap<String, StaticPod>,
 }
 
 impl Recovered {
@@ -97,48 +134,72 @@ impl Recovered {
             Record::Time(time) => self.time = self.time.max(time),
             Record::Put(key, bytes) => drop(self.objects.insert(key, bytes)),
             Record::Remove(key) => {
-                if let ObjectKey::Pod(uid) = &key {
-                    self.accepted.remove(uid);
-                    self.rejected.remove(uid);
-                    self.failed.remove(uid);
-                    self.counted.remove(uid);
-                    self.containers.retain(|(pod, _), _| pod != uid);
-                    self.started.retain(|(pod, _), _| pod != uid);
-                }
                 self.objects.remove(&key);
+                if let ObjectKey::Pod(uid) = key {
+                    self.forget(uid);
+                }
             }
             Record::Generation(generation) => self.generation = generation,
             Record::Accepted(uid, at) => drop(self.accepted.insert(uid, at)),
             // The end of a container may be noted while the removal of its Pod is on its way.
             Record::Container(uid, record) => {
-                if self.objects.contains_key(&ObjectKey::Pod(uid)) {
+                if self.holds(uid) {
                     let key = (uid, record.name.clone());
                     self.started.remove(&key);
                     self.containers.insert(key, record);
                 }
             }
             Record::Rejected(uid, reason, message) => {
-                if self.objects.contains_key(&ObjectKey::Pod(uid)) {
+                if self.holds(uid) {
                     self.rejected.insert(uid, (reason, message));
                 }
             }
             Record::Failed(uid, reason, message) => {
-                if self.objects.contains_key(&ObjectKey::Pod(uid)) {
+                if self.holds(uid) {
                     self.failed.insert(uid, (reason, message));
                 }
             }
             Record::Counted(uid, since) => {
-                if self.objects.contains_key(&ObjectKey::Pod(uid)) {
+                if self.holds(uid) {
                     self.counted.insert(uid, since);
                 }
             }
             Record::Started(uid, name, attempt) => {
-                if self.objects.contains_key(&ObjectKey::Pod(uid)) {
+                if self.holds(uid) {
                     self.started.insert((uid, name), attempt);
                 }
             }
             Record::NotStarted(uid, name) => drop(self.started.remove(&(uid, name))),
+            Record::Static(file, pod) => {
+                if let Some(before) = self.statics.insert(file, pod) {
+                    self.forget(before.uid);
+                }
+            }
+            Record::StaticGone(file) => {
+                if let Some(before) = self.statics.remove(&file) {
+                    self.forget(before.uid);
+                }
+            }
         }
+    }
+
+    /// Whether the Pod is one of those that shall be here.
+    #[must_use]
+    pub fn holds(&self, uid: Uid) -> bool {
+        self.objects.contains_key(&ObjectKey::Pod(uid)) || self.statics.values().any(|it| it.uid == uid)
+    }
+
+    /// Forgets what was known of a Pod that is not held any more.
+    fn forget(&mut self, uid: Uid) {
+        if self.holds(uid) {
+            return;
+        }
+        self.accepted.remove(&uid);
+        self.rejected.remove(&uid);
+        self.failed.remove(&uid);
+        self.counted.remove(&uid);
+        self.containers.retain(|(pod, _), _| *pod != uid);
+        self.started.retain(|(pod, _), _| *pod != uid);
     }
 
     /// The least set of records that gives this state again.
@@ -151,6 +212,8 @@ impl Recovered {
                 .map(|(key, bytes)| Record::Put(key.clone(), bytes.clone())),
         );
         out.push(Record::Generation(self.generation));
+        let statics = self.statics.iter();
+        out.extend(statics.map(|(file, pod)| Record::Static(file.clone(), pod.clone())));
         out.extend(self.accepted.iter().map(|(uid, at)| Record::Accepted(*uid, *at)));
         out.extend(
             self.containers

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use skiff_core::{ContainerRef, Core, Event, HookKind, ObservedPhase, ProbeKind, ProbeOutcome};
 use skiff_protocol::uid::Uid;
-use skiff_protocol::wire::spec::{Container, Object, ObjectKey, PodSpec};
+use skiff_protocol::wire::spec::{Container, PodSpec};
 use skiff_shim::protocol::{LogConfig, RunRequest};
 
 use super::Driver;
@@ -192,10 +192,7 @@ impl Driver {
         // At the start the core has no Pods yet, and what ended while no agent ran is told of all the same.
         let from_log = match self.core.pod(uid) {
             Some((pod, _)) => asks(pod),
-            None => match self.core.object(&ObjectKey::Pod(uid)) {
-                Some(Object::Pod(pod)) => asks(&pod),
-                _ => false,
-            },
+            None => self.core.wanted_pod(uid).is_some_and(|pod| asks(&pod)),
         };
         let from_log = from_log && exit_code != 0;
         last_words::read(&self.place.run_of(uid), name, attempt, from_log)

@@ -63,6 +63,7 @@ impl Driver {
             Wake::Look => {
                 self.node.look_again(&self.config, now);
                 self.measure(now);
+                self.statics.look(now);
                 Vec::new()
             }
             Wake::Measured(measured) => self.node.watch.counted(measured),

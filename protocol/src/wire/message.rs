@@ -47,6 +47,11 @@ pub enum Down {
         /// The stream.
         sid: u32,
     },
+    /// Static Pods that the server does not know yet; topic kind `spec`.
+    NeedStatics {
+        /// Which, of those that the node told of; none asks which there are.
+        uids: Vec<Uid>,
+    },
 }
 
 /// What a stream shall carry.
@@ -139,6 +144,19 @@ pub enum Up {
     Bye {
         /// The epoch of hello.
         epoch: u64,
+    },
+    /// The static Pods of the node, all of them: after a hello if there are any, when they change, and when asked;
+    /// topic kind `hello`.
+    Statics {
+        /// Which.
+        uids: Vec<Uid>,
+    },
+    /// A static Pod that the server asked for; topic kind `hello`.
+    StaticPod {
+        /// Which.
+        uid: Uid,
+        /// A Kubernetes manifest, as JSON.
+        manifest: Vec<u8>,
     },
 }
 

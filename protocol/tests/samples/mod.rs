@@ -487,6 +487,7 @@ fn down() -> Vec<(&'static str, Down)> {
             },
         ),
         ("down-stream-close", Down::StreamClose { sid: u32::MAX }),
+        ("down-need-statics", Down::NeedStatics { uids: vec![uid(7)] }),
     ]
 }
 
@@ -574,6 +575,19 @@ fn up() -> Vec<(&'static str, Up)> {
         ),
         ("up-stream-end-failed", Up::StreamEnd { sid: 5, end: failed }),
         ("up-bye", Up::Bye { epoch: 12 }),
+        (
+            "up-statics",
+            Up::Statics {
+                uids: vec![uid(7), uid(9)],
+            },
+        ),
+        (
+            "up-static-pod",
+            Up::StaticPod {
+                uid: uid(7),
+                manifest: b"{\"kind\":\"Pod\"}".to_vec(),
+            },
+        ),
     ]
 }
 
@@ -618,6 +632,7 @@ fn prefix(sample: &Sample) -> &'static str {
         Sample::Down(Down::StreamOpen(StreamOpen::Logs { .. })) => "down-stream-open-logs",
         Sample::Down(Down::StreamCredit { .. }) => "down-stream-credit",
         Sample::Down(Down::StreamClose { .. }) => "down-stream-close",
+        Sample::Down(Down::NeedStatics { .. }) => "down-need-statics",
         Sample::Up(Up::Hello(_)) => "up-hello",
         Sample::Up(Up::Need { .. }) => "up-need",
         Sample::Up(Up::Applied { .. }) => "up-applied",
@@ -627,6 +642,8 @@ fn prefix(sample: &Sample) -> &'static str {
         Sample::Up(Up::StreamData { .. }) => "up-stream-data",
         Sample::Up(Up::StreamEnd { .. }) => "up-stream-end",
         Sample::Up(Up::Bye { .. }) => "up-bye",
+        Sample::Up(Up::Statics { .. }) => "up-statics",
+        Sample::Up(Up::StaticPod { .. }) => "up-static-pod",
         Sample::Object(Object::Pod(_)) => "object-pod",
         Sample::Object(Object::ConfigMap(_)) => "object-config-map",
         Sample::Object(Object::Secret(_)) => "object-secret",

@@ -37,7 +37,7 @@ impl Call<'_> {
             node: node.to_owned(),
             namespace: pod.key.namespace.clone(),
             name: pod.key.name.clone(),
-            uid: pod.uid.clone(),
+            uid: super::mirror::node_uid(&pod).map_or_else(|| pod.uid.clone(), |uid| uid.to_string()),
         };
         let logs = self.state.nodes.logs(reference, options).await;
         let logs = logs.map_err(|error| ApiError::of_log(&error, &pod.key.name))?;

@@ -23,7 +23,7 @@ use skiff_protocol::wire::spec::{ConfigData, Object as Wire, ObjectKey, Persiste
 use skiff_protocol::{Digest, limits as bounds, sha256};
 
 use super::limits;
-use crate::api::{drops, holder, node_of, quantity};
+use crate::api::{drops, holder, mirrored, node_of, node_uid, quantity};
 use crate::store::{Key, Object};
 
 /// An object as it travels.
@@ -164,6 +164,12 @@ impl World {
             .map(|entry| &entry.object)
     }
 
+    /// The mirrors of the node's static Pods.
+    pub(crate) fn mirrors_on(&self, node: &str) -> impl Iterator<Item = (Uid, &Arc<Object>)> {
+        self.pods_of(node)
+            .filter_map(|pod| Some((mirrored(&pod.value)?, pod)))
+    }
+
     /// The volumes of the node whose files are to go.
     pub(crate) fn dropping_on(&self, node: &str) -> Vec<Key> {
         let volumes = self.volumes.iter().filter(|(_, it)| it.drop && it.node == node);
@@ -267,7 +273,8 @@ impl World {
 
     fn put_pod(&mut self, object: &Arc<Object>) -> BTreeSet<String> {
         let node = node_name(&object.value).to_owned();
-        let wanted = wanted(&object.value);
+        // What the node has from its own directory it is not sent.
+        let wanted = wanted(&object.value) && mirrored(&object.value).is_none();
         let before = self.forget_pod(&object.key);
         let unchanged = before
             .as_ref()
@@ -290,7 +297,7 @@ impl World {
             }
         };
         dirty.remove("");
-        let uid = object.uid.parse().ok();
+        let uid = node_uid(object);
         if let Some(uid) = uid {
             self.of_uid.insert(uid, object.key.clone());
         }

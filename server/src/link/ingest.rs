@@ -49,6 +49,8 @@ wrongs! {
     Offset = "stream piece out of place",
     /// The Pod is bound to another node.
     NotItsPod = "pod is another node's",
+    /// A static Pod that the server did not ask for, or that is too long.
+    NotAsked = "static pod was not asked for",
     /// The message is of an agent that has since been started anew.
     Epoch = "epoch is over",
     /// A generation that no server can have counted up to.
@@ -142,7 +144,9 @@ fn wrong(error: Unreadable) -> Wrong {
 
 fn belongs(up: &Up, kind: UpKind, sid: Option<u32>) -> Result<(), Wrong> {
     let wanted = match up {
-        Up::Hello(_) | Up::Need { .. } | Up::Applied { .. } => UpKind::Hello,
+        Up::Hello(_) | Up::Need { .. } | Up::Applied { .. } | Up::Statics { .. } | Up::StaticPod { .. } => {
+            UpKind::Hello
+        }
         Up::Status { .. } | Up::Node(_) => UpKind::Status,
         Up::Events { .. } => UpKind::Event,
         Up::StreamData { sid: said, .. } | Up::StreamEnd { sid: said, .. } => {

@@ -32,6 +32,7 @@ use super::compile::NodeState;
 use super::ingest::Wrong;
 use super::limits;
 use super::nodes::Liveness;
+use super::statics::Statics;
 
 /// Signs with the fleet's key.
 pub(crate) trait Sign: Send + Sync {
@@ -123,6 +124,8 @@ pub(crate) struct Node {
     events: (u32, Option<Instant>),
     /// When its Lease was renewed last.
     renewed: Option<Instant>,
+    /// What it told of its static Pods.
+    pub(crate) statics: Statics,
 }
 
 impl Node {
@@ -155,6 +158,7 @@ impl Node {
             refused: BTreeSet::new(),
             events: (limits::EVENT_BURST, None),
             renewed: None,
+            statics: Statics::default(),
         }
     }
 

@@ -26,7 +26,7 @@ use super::nodes::{self, Liveness};
 use super::streams::Streams;
 use super::writes::{self, Done, Writes};
 use super::{Command, Fleet, Options, limits};
-use crate::api::LogError;
+use crate::api::{LogError, node_uid};
 use crate::events::{Happening, Recorder};
 use crate::store::{self, EventKind, Scope, Store, StoreError, StoreExt, Watch};
 
@@ -281,6 +281,7 @@ impl Task {
         node.refused.retain(|uid| self.world.knows(uid));
         node.set_state(state);
         self.announce(name);
+        self.settle_mirrors(name);
     }
 
     fn transport(&mut self, event: Event) {
@@ -346,7 +347,7 @@ impl Task {
         self.streams.lost(name);
         self.writes.node(name, None, Liveness::Unknown);
         for pod in self.world.pods_of(name.as_str()) {
-            let Ok(uid) = pod.uid.parse() else { continue };
+            let Some(uid) = node_uid(pod) else { continue };
             self.writes.out_of_contact(name, uid, &pod.key);
         }
     }

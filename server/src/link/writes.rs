@@ -79,6 +79,10 @@ struct Pending {
     pods: BTreeMap<Uid, PodWrite>,
     /// Volumes of which the node has heard that their files are to go.
     dropped: BTreeSet<Key>,
+    /// Manifests of static Pods that have no mirror yet.
+    mirrors: BTreeMap<Uid, Vec<u8>>,
+    /// Mirrors of static Pods that are no more, with their own uids.
+    unmirrored: BTreeMap<Key, String>,
 }
 
 impl Pending {
@@ -88,6 +92,8 @@ impl Pending {
             && !self.lease
             && self.pods.is_empty()
             && self.dropped.is_empty()
+            && self.mirrors.is_empty()
+            && self.unmirrored.is_empty()
     }
 
     fn add_pod(&mut self, uid: Uid, newer: PodWrite) {
@@ -104,6 +110,8 @@ impl Pending {
             self.add_pod(uid, write);
         }
         self.dropped.extend(newer.dropped);
+        self.mirrors.extend(newer.mirrors);
+        self.unmirrored.extend(newer.unmirrored);
         Self {
             info: newer.info.or(self.info),
             liveness: newer.liveness.or(self.liveness),
@@ -111,6 +119,8 @@ impl Pending {
             host_ip: newer.host_ip.or(self.host_ip),
             pods: self.pods,
             dropped: self.dropped,
+            mirrors: self.mirrors,
+            unmirrored: self.unmirrored,
         }
     }
 }
@@ -185,6 +195,20 @@ impl Writes {
     pub(crate) fn dropped(&mut self, node: &NodeName, volume: &Key) {
         self.add(node, |pending| {
             pending.dropped.insert(volume.clone());
+        });
+    }
+
+    /// A static Pod of the node is to be shown.
+    pub(crate) fn mirror(&mut self, node: &NodeName, uid: Uid, manifest: Vec<u8>) {
+        self.add(node, |pending| {
+            pending.mirrors.insert(uid, manifest);
+        });
+    }
+
+    /// The node has the static Pod of this mirror no more.
+    pub(crate) fn unmirror(&mut self, node: &NodeName, mirror: &Object) {
+        self.add(node, |pending| {
+            pending.unmirrored.insert(mirror.key.clone(), mirror.uid.clone());
         });
     }
 
@@ -353,6 +377,22 @@ async fn write(store: &dyn Store, node: &NodeName, pending: Pending) -> Pending 
             }
         }
     }
+    for (key, uid) in pending.unmirrored {
+        if let Err(error) = remove(store, &key, &uid).await {
+            tracing::warn!(%node, pod = %key, %error, "the mirror of a static Pod could not be removed");
+            if again(&error) {
+                failed.unmirrored.insert(key, uid);
+            }
+        }
+    }
+    for (uid, manifest) in pending.mirrors {
+        if let Err(error) = api::make_mirror(store, node, uid, &manifest).await {
+            tracing::warn!(%node, static_pod = %uid, %error, "the static Pod cannot be shown");
+            if again(&error.into()) {
+                failed.mirrors.insert(uid, manifest);
+            }
+        }
+    }
     let host_ip = pending.host_ip;
     let jobs = pending.pods.into_iter().map(|(uid, what)| async move {
         let result = write_pod(store, node, &uid, &what, host_ip).await;
@@ -445,7 +485,9 @@ async fn write_pod(
     }
     let result = store
         .update(key, |pod| {
-            let its = text(pod, "/metadata/uid") == uid && text(pod, "/spec/nodeName") == node.as_str();
+            let own = || text(pod, "/metadata/uid") == uid;
+            let its = api::mirrored(pod).map_or_else(own, |it| it.to_string() == uid);
+            let its = its && text(pod, "/spec/nodeName") == node.as_str();
             if !its {
                 return Err(NotIts);
             }

@@ -8,6 +8,7 @@
 mod contact;
 mod harness;
 mod others;
+mod statics;
 
 use std::time::{Duration, Instant};
 

@@ -13,7 +13,7 @@ use crate::harness::{Cluster, Process, Said, Setup, pod, programs, shell};
 /// A name that no machine has: only the mirror can answer for it.
 const REMOTE: &str = "registry.invalid/team/tool:1";
 
-fn registry(dir: &std::path::Path) -> (Process, String) {
+pub(crate) fn registry(dir: &std::path::Path) -> (Process, String) {
     let address = skiff_tests::port::free();
     let config = dir.join("registry.yml");
     let text = format!(
@@ -28,7 +28,7 @@ fn registry(dir: &std::path::Path) -> (Process, String) {
     (process, address.to_string())
 }
 
-fn push(address: &str, image: &str, name: &str) {
+pub(crate) fn push(address: &str, image: &str, name: &str) {
     let source = format!("docker-archive:{}", programs::archive(image).display());
     let target = format!("docker://{address}/{name}");
     let arguments = [

@@ -22,6 +22,7 @@ mod privileges;
 mod refusals;
 mod renewal;
 mod startup;
+mod statics;
 mod survival;
 mod users;
 mod volumes;

@@ -212,7 +212,12 @@ impl Server {
                     out.push(self.ask(node, now));
                 }
             }
-            Up::Node(_) | Up::Events { .. } | Up::StreamData { .. } | Up::StreamEnd { .. } => {}
+            Up::Statics { .. }
+            | Up::StaticPod { .. }
+            | Up::Node(_)
+            | Up::Events { .. }
+            | Up::StreamData { .. }
+            | Up::StreamEnd { .. } => {}
         }
         out.extend(self.announce(node, now, rng));
         out

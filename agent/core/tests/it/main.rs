@@ -15,5 +15,7 @@ mod lifecycle;
 mod probes;
 mod regressions;
 mod resize;
+mod show;
+mod statics;
 mod termination;
 mod volumes;

@@ -8,10 +8,10 @@ use serde_json::{Map, Value, json};
 use skiff_protocol::manifest::Cause;
 use skiff_protocol::quantity::Quantity;
 
-use crate::api::features;
 use crate::api::kinds::volume::quantity;
 use crate::api::resources::Strategy;
-use crate::api::status::ApiResult;
+use crate::api::status::{ApiError, ApiResult};
+use crate::api::{features, metadata, mirror};
 use crate::store::Store;
 
 mod resize;
@@ -58,6 +58,14 @@ impl Strategy for Pod {
     }
 
     async fn admit(&self, store: &dyn Store, old: Option<&Value>, pod: &mut Value) -> ApiResult<Vec<String>> {
+        if let Some(cause) = mirror::check(old, pod) {
+            return Err(ApiError::invalid(
+                "Pod",
+                "",
+                metadata::text(pod, "name"),
+                &[cause],
+            ));
+        }
         match old {
             None => features::admit(store, pod).await,
             // What a Pod asks of its node cannot change.
@@ -67,8 +75,11 @@ impl Strategy for Pod {
 
     fn grace_seconds(&self, object: &Value, requested: Option<i64>) -> i64 {
         let text = |path: &str| object.pointer(path).and_then(Value::as_str).unwrap_or_default();
-        // Nobody has to end what no node runs.
-        if text("/spec/nodeName").is_empty() || matches!(text("/status/phase"), "Succeeded" | "Failed") {
+        // Nobody has to end what no node runs, and nobody can end a static Pod here.
+        if mirror::mirrored(object).is_some()
+            || text("/spec/nodeName").is_empty()
+            || matches!(text("/status/phase"), "Succeeded" | "Failed")
+        {
             return 0;
         }
         let own = object

@@ -4,6 +4,7 @@
 
 use skiff_protocol::limits as bounds;
 use skiff_protocol::topic::{DownKind, NodeName};
+use skiff_protocol::uid::Uid;
 use skiff_protocol::wire::{self, Down, Hello, Up};
 use tokio::time::Instant;
 
@@ -12,6 +13,7 @@ use crate::events::Happening;
 use crate::link::ingest::Wrong;
 use crate::link::node::{Node, Order};
 use crate::link::nodes::Liveness;
+use crate::link::statics::Shown;
 use crate::link::{limits, status};
 
 impl Task {
@@ -75,6 +77,8 @@ impl Task {
                     self.writes.node(name, Some(info), Liveness::Ready);
                 }
             }
+            Up::Statics { uids } => self.told_statics(name, topic, uids),
+            Up::StaticPod { uid, manifest } => self.static_pod(name, topic, uid, manifest),
             Up::Events { lost, events } => self.happened(name, topic, lost, &events),
             Up::StreamData { sid, offset, bytes } => {
                 let (wrong, answer) = self.streams.data(name, sid, offset, &bytes);
@@ -120,6 +124,15 @@ impl Task {
         node.address = hello.node.address.parse().ok();
         if restarted {
             self.streams.lost(name);
+        }
+        let ask_statics = self
+            .nodes
+            .get_mut(name)
+            .is_some_and(|node| node.statics.hello(hello.epoch))
+            && self.world.mirrors_on(name.as_str()).next().is_some();
+        if ask_statics {
+            let which = Down::NeedStatics { uids: Vec::new() };
+            self.send(name, DownKind::Spec, None, &which);
         }
         self.to_ask.remove(name);
         self.writes.node(name, Some(hello.node), liveness);
@@ -173,9 +186,50 @@ impl Task {
                 None if self.world.knows(&said.uid) => {
                     self.counters.count(Wrong::NotItsPod, topic, &said.uid);
                 }
-                // The index already says that it must go.
-                None => {}
+                // Its mirror is on its way; if it has none, the index already says that it must go.
+                None => self.node(name).statics.keep(said),
             }
+        }
+    }
+
+    fn told_statics(&mut self, name: &NodeName, topic: &str, uids: Vec<Uid>) {
+        if uids.len() > bounds::PODS {
+            self.counters
+                .count(Wrong::TooMany, topic, &format_args!("{} static Pods", uids.len()));
+            return;
+        }
+        self.node(name).statics.told(uids);
+        self.settle_mirrors(name);
+    }
+
+    fn static_pod(&mut self, name: &NodeName, topic: &str, uid: Uid, manifest: Vec<u8>) {
+        if manifest.len() > bounds::STATIC_MANIFEST || !self.node(name).statics.answered(uid) {
+            self.counters.count(Wrong::NotAsked, topic, &uid);
+            return;
+        }
+        self.writes.mirror(name, uid, manifest);
+        self.settle_mirrors(name);
+    }
+
+    /// Removes the mirrors of static Pods that are no more, and asks for those that have none.
+    pub(super) fn settle_mirrors(&mut self, name: &NodeName) {
+        let Some(node) = self.nodes.get_mut(name) else {
+            return;
+        };
+        let host_ip = node.address;
+        let mirrors = self.world.mirrors_on(name.as_str());
+        let mirrors: Vec<_> = mirrors.map(|(uid, pod)| (uid, pod.clone())).collect();
+        for (uid, pod) in &mirrors {
+            match node.statics.has_mirror(*uid) {
+                Shown::Unwanted => self.writes.unmirror(name, pod),
+                Shown::Yes(Some(said)) => self.writes.pod(name, host_ip, &pod.key, *said),
+                Shown::Yes(None) => {}
+            }
+        }
+        let there = mirrors.iter().map(|(uid, _)| *uid).collect();
+        let uids = node.statics.ask(&there);
+        if !uids.is_empty() {
+            self.send(name, DownKind::Spec, None, &Down::NeedStatics { uids });
         }
     }
 

@@ -77,15 +77,21 @@ impl Node {
         let text = format!(
             "state_dir = {:?}\nrun_dir = {:?}\ncgroup = {:?}\nbridge = {:?}\n\
              pod_cidr = \"10.{second}.{third}.0/24\"\nip_forward = false\nreconnect_cap_seconds = 2\n\
-             keepalive_seconds = 5\n{extra}",
+             keepalive_seconds = 5\nstatic_pods_dir = {:?}\n{extra}",
             node.state,
             node.run.join("node"),
             node.cgroup,
-            node.bridge
+            node.bridge,
+            node.manifests(),
         );
         fs::create_dir_all(node.run.join("node")).unwrap();
         fs::write(&node.config, text).unwrap();
         node
+    }
+
+    /// The directory of static Pods, which is not there before somebody makes it.
+    pub(crate) fn manifests(&self) -> PathBuf {
+        self.config.with_extension("manifests")
     }
 
     /// A command of `skiff-agent` with this node's configuration.
