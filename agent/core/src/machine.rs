@@ -189,6 +189,7 @@ impl Core {
                 // What comes next is measured by what there is now: a device may have come or gone.
                 self.config.extended = node.extended.iter().cloned().collect();
                 self.node = node;
+                self.retry_statics(now);
                 if self.linked {
                     self.send(Up::Node(self.node.clone()));
                 }

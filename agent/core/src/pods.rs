@@ -34,10 +34,11 @@ impl Core {
         let later = |uid: &Uid| !self.is_static(*uid);
         desired.sort_by_key(|(uid, _)| (!running.contains(uid), later(uid), came(uid), *uid));
         for (uid, parsed) in desired {
-            let standing = if running.contains(&uid) {
-                Standing::Running
-            } else {
-                Standing::Kept
+            let standing = match running.contains(&uid) {
+                true => Standing::Running,
+                // It gives way to what runs, and to nothing else; refused, it is tried again.
+                false if self.is_static(uid) => Standing::Static,
+                false => Standing::Kept,
             };
             self.accept(now, uid, parsed, standing);
         }

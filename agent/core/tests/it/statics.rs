@@ -160,6 +160,9 @@ fn one_without_room_waits_and_none_is_evicted() {
         b.run("big");
         let asks = r#", "resources": {"requests": {"cpu": "500m"}}"#;
         b.statics(&[("web.yaml", Some(manifest("web-rover-7", "w1", asks)))]);
+        b.note("a start of the agent is no room");
+        let big = asking("big", 900).containers[0].clone();
+        b.restart(vec![found_pod("big", 2, vec![found(&big, 0, Running(EPOCH))])]);
         b.pods(&[]);
         b.exited("big/app#0", 143);
         b.removed("big");
