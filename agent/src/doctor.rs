@@ -178,15 +178,49 @@ fn devices(facts: &Facts) -> Outcome {
 }
 
 fn overlay(config: &Config) -> Outcome {
-    let dir = nearest(&config.state_dir);
-    match in_child(|| failure(doctor::try_overlay(&dir))) {
-        Ok(None) => Good(format!("works in {}", dir.display())),
-        Ok(Some(why)) => Bad(
-            why,
-            "modprobe overlay, use a kernel with CONFIG_OVERLAY_FS, or put the state directory on ext4"
-                .to_owned(),
-        ),
-        Err(why) => untried(&why),
+    let layers = layers(config);
+    match layers.lacking {
+        None => Good(format!("works in {}", nearest(&config.state_dir).display())),
+        Some((why, fix)) if layers.in_memory => Warn(why, fix),
+        Some((why, fix)) => Bad(why, fix),
+    }
+}
+
+/// Where the writable layers of containers can lie.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Layers {
+    /// On the tmpfs of `run_dir`, because the state directory cannot have them.
+    pub in_memory: bool,
+    /// What is lacking, and the fix.
+    pub lacking: Option<(String, String)>,
+}
+
+/// Whether overlays work in the state directory, or why not. Called in a process with one thread.
+pub(crate) fn layers(config: &Config) -> Layers {
+    let disk = nearest(&config.state_dir);
+    if doctor::takes_overlays(&disk) {
+        return Layers::default();
+    }
+    let why = match in_child(|| failure(doctor::try_overlay(&disk))) {
+        Ok(None) => return Layers::default(),
+        Ok(Some(why)) | Err(why) => why,
+    };
+    // The attempt had the kernel load its module, if there is one.
+    let in_memory = doctor::has_file_system("overlay");
+    let lacking = if in_memory {
+        let why = format!(
+            "the file system of {} cannot hold the writable layers of containers ({why}), so they lie in memory",
+            disk.display()
+        );
+        (why, "put the state directory on ext4".to_owned())
+    } else {
+        let why = format!("the kernel has no overlayfs, so no container can start ({why})");
+        let fix = "modprobe overlay, or use a kernel with CONFIG_OVERLAY_FS";
+        (why, fix.to_owned())
+    };
+    Layers {
+        in_memory,
+        lacking: Some(lacking),
     }
 }
 

@@ -638,6 +638,7 @@ impl Driver {
         plan: impl FnOnce(&Facts<'_>, Lookup<'_>) -> R,
     ) -> Result<R, String> {
         let (run, state) = (self.place.run_of(pod.uid), self.place.state_of(pod.uid));
+        let layers = self.place.layers_of(pod.uid);
         let sandbox = self.sandbox(pod, ip)?;
         let apparmor = skiff_sys::doctor::apparmor();
         let volumes = self.volume_dir();
@@ -659,6 +660,7 @@ impl Driver {
             pod_cgroup: sandbox.cgroup.path(),
             run: &run,
             state: &state,
+            layers: &layers,
             bounding: self.node.bounding(),
             namespaces: sandbox.namespaces(),
             volumes: &volumes,

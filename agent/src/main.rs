@@ -160,13 +160,14 @@ fn command() -> Result<ExitCode> {
             logging();
             // While there is one thread.
             let users = doctor::user_namespaces(&config);
+            let layers = doctor::layers(&config);
             let runtime = tokio::runtime::Builder::new_current_thread()
                 .enable_all()
                 .max_blocking_threads(2)
                 .thread_stack_size(256 * 1024)
                 .thread_keep_alive(std::time::Duration::from_secs(1))
                 .build()?;
-            runtime.block_on(run(config, users))?;
+            runtime.block_on(run(config, users, layers))?;
         }
         Command::Join { token, broker } => {
             let token = read_token(token)?;
@@ -178,8 +179,10 @@ fn command() -> Result<ExitCode> {
         Command::Pods { json } => show::pods(&local::ask(&config.run_dir, "pods")?, json),
         Command::Doctor => return Ok(doctor::run(&config)),
         Command::Check { files } => {
-            let identity = identity::Identity::load_or_alone(&config)?;
-            return Ok(manifests::check(&files, &identity.node));
+            // Where images are made there is no identity; the name of a node decides about nothing that is checked.
+            let node = identity::Identity::load_or_alone(&config).map(|it| it.node);
+            let node = node.or_else(|_| skiff_protocol::topic::NodeName::parse("node"))?;
+            return Ok(manifests::check(&files, &node));
         }
         Command::Stop => stop::run(&config)?,
         Command::Shim | Command::Pull | Command::Renew | Command::Manifests => {
@@ -216,7 +219,7 @@ fn logging() {
         .init();
 }
 
-async fn run(config: config::Config, users: Result<(), String>) -> Result<()> {
+async fn run(config: config::Config, users: Result<(), String>, layers: doctor::Layers) -> Result<()> {
     let began = std::time::Instant::now();
     let config = Arc::new(config);
     let identity = Arc::new(identity::Identity::load_or_alone(&config)?);
@@ -245,7 +248,7 @@ async fn run(config: config::Config, users: Result<(), String>) -> Result<()> {
     link::raise(&floor, recovered.time.max(BUILT));
     let cgroups = Cgroups::detect(&config.cgroup_root)?;
     let mut node = node::Node::look(&config, &cgroups, users);
-    let place = prepare(&config, &node, cgroups)?;
+    let place = prepare(&config, &node, cgroups, layers)?;
     node.look_again(&config, std::time::Instant::now());
     let (network, prefix) = config.pods()?;
     let core = Core::new(
@@ -304,7 +307,12 @@ async fn open_ledger(
 }
 
 /// Directories, the parent cgroup with its budget, and the copy of this program that shims run from.
-fn prepare(config: &config::Config, node: &node::Node, cgroups: Cgroups) -> Result<shims::Place> {
+fn prepare(
+    config: &config::Config,
+    node: &node::Node,
+    cgroups: Cgroups,
+    layers: doctor::Layers,
+) -> Result<shims::Place> {
     let make =
         |dir: &Path| std::fs::create_dir_all(dir).with_context(|| format!("cannot make {}", dir.display()));
     make(&config.run_dir)?;
@@ -333,7 +341,8 @@ fn prepare(config: &config::Config, node: &node::Node, cgroups: Cgroups) -> Resu
     };
     cgroups.ensure_parent(&config.cgroup, &budget)?;
     let own = own::Own::enter(config, &cgroups);
-    for (_, message) in node::lacking(&cgroups).into_iter().chain(node::blind()) {
+    let lacking = node::lacking(&cgroups).into_iter().chain(node::blind());
+    for (_, message) in lacking.chain(node::layers(&layers)) {
         warn!("{message}");
     }
     let bin = config.run_dir.join("bin");
@@ -342,6 +351,7 @@ fn prepare(config: &config::Config, node: &node::Node, cgroups: Cgroups) -> Resu
     Ok(shims::Place {
         run: config.run_dir.join("pods"),
         state: config.state_dir.join("pods"),
+        layers,
         executable,
         cgroups,
         own,

@@ -16,6 +16,7 @@ use tracing::info;
 
 use crate::config::Config;
 use crate::devices::Devices;
+use crate::doctor::Layers;
 use crate::pressure::{self, Watch};
 use crate::shims::Place;
 
@@ -261,7 +262,8 @@ impl Node {
         if let Some(message) = &self.certificate {
             bad("CertificateExpiring", "RenewalFailed", message.clone());
         }
-        for (kind, message) in lacking(&place.cgroups).into_iter().chain(blind()) {
+        let lacking = lacking(&place.cgroups).into_iter().chain(blind());
+        for (kind, message) in lacking.chain(layers(&place.layers)) {
             bad(kind, "KernelLacks", message);
         }
         out
@@ -363,6 +365,12 @@ pub(crate) fn lacking(cgroups: &Cgroups) -> Vec<(&'static str, String)> {
     out
 }
 
+/// What the state directory's file system or the kernel lacks for containers' writable layers, with the fix.
+pub(crate) fn layers(layers: &Layers) -> Option<(&'static str, String)> {
+    let (why, fix) = layers.lacking.as_ref()?;
+    Some(("OverlayUnavailable", format!("{why}; {fix}")))
+}
+
 /// What the kernel does not tell of shortages, with the fix.
 pub(crate) fn blind() -> Option<(&'static str, String)> {
     let fix = || {
@@ -461,6 +469,7 @@ mod tests {
         let place = Place {
             run: dir.path().to_owned(),
             state: dir.path().to_owned(),
+            layers: Layers::default(),
             executable: dir.path().to_owned(),
             cgroups,
             own: Default::default(),

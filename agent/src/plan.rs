@@ -64,6 +64,8 @@ pub(crate) struct Facts<'a> {
     pub run: &'a Path,
     /// The Pod's directory on disk.
     pub state: &'a Path,
+    /// The directory of its containers' writable layers.
+    pub layers: &'a Path,
     /// What the agent itself may do: `ALL` means no more than this.
     pub bounding: &'a [String],
     /// Namespaces of the sandbox.
@@ -98,7 +100,7 @@ pub(crate) fn container(
     let args = args(spec, &image.config, &variables)?;
     let id = container_id(spec, attempt);
     let mounts = mounts::mounts(pod, spec, &id, &variables, facts)?;
-    let disk = facts.state.join("containers").join(&id);
+    let disk = facts.layers.join(&id);
     let mut config = ContainerConfig {
         state_root: facts.run.join("state"),
         bundle: facts.run.join("bundles").join(&id),

@@ -25,6 +25,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 use tracing::{error, info, warn};
 
+use crate::doctor::Layers;
 use crate::input::Input;
 use crate::own::Own;
 use connection::{Connection, next, start_shim};
@@ -117,6 +118,8 @@ pub(crate) struct Place {
     pub run: PathBuf,
     /// `<state>/pods`.
     pub state: PathBuf,
+    /// Where containers' writable layers can lie.
+    pub layers: Layers,
     /// The read-only copy of this program.
     pub executable: PathBuf,
     /// The node's cgroups.
@@ -136,6 +139,16 @@ impl Place {
     #[must_use]
     pub(crate) fn state_of(&self, uid: Uid) -> PathBuf {
         self.state.join(uid.to_string())
+    }
+
+    /// The directory of its containers' writable layers; within one of the two.
+    #[must_use]
+    pub(crate) fn layers_of(&self, uid: Uid) -> PathBuf {
+        if self.layers.in_memory {
+            self.run_of(uid).join("layers")
+        } else {
+            self.state_of(uid).join("containers")
+        }
     }
 }
 

@@ -89,7 +89,7 @@ impl Driver {
         let pods = self.core.wanted();
         let pods = pods.iter().filter_map(|uid| {
             let (pod, _) = self.core.pod(*uid)?;
-            let it = ToMeasure::of(pod, self.place.state_of(*uid));
+            let it = ToMeasure::of(pod, self.place.state_of(*uid), self.place.layers_of(*uid));
             (all || it.is_limited()).then_some(it)
         });
         let pods = pods.collect();

@@ -198,6 +198,7 @@ fn planned(
         pod_cgroup: "skiff/p".into(),
         run: Path::new("/run/p"),
         state: Path::new("/state/p"),
+        layers: Path::new("/state/p/containers"),
         bounding: &["CAP_CHOWN".to_owned(), "CAP_SYS_ADMIN".to_owned()],
         namespaces: Namespaces::default(),
         volumes: Path::new("/state/volumes"),

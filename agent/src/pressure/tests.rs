@@ -257,7 +257,7 @@ fn what_is_over_its_limit_is_said_as_a_kubelet_says_it() {
             Some("Pod ephemeral local storage usage exceeds the total limit of containers 96Ki. "),
         ),
     ] {
-        let it = ToMeasure::of(&pod, state.clone());
+        let it = ToMeasure::of(&pod, state.clone(), state.join("containers"));
         assert_eq!(it.is_limited(), limited);
         let found = it.measure();
         assert_eq!(found.over.as_deref(), expected);
@@ -275,7 +275,10 @@ fn what_is_over_its_limit_is_said_as_a_kubelet_says_it() {
     });
     pod.containers[1].resources.storage_limit = kib(1024);
     assert_eq!(
-        ToMeasure::of(&pod, state).measure().over.as_deref(),
+        ToMeasure::of(&pod, state.clone(), state.join("containers"))
+            .measure()
+            .over
+            .as_deref(),
         Some("Container c exceeded its local ephemeral storage limit \"32Ki\". ")
     );
 }
@@ -290,7 +293,11 @@ async fn the_first_look_is_due_at_once_and_files_are_counted_beside() {
     watch.next = now + EASE;
     let dir = tempfile::tempdir().unwrap();
     watch.measure(
-        vec![ToMeasure::of(&PodSpec::default(), dir.path().to_owned())],
+        vec![ToMeasure::of(
+            &PodSpec::default(),
+            dir.path().to_owned(),
+            dir.path().join("containers"),
+        )],
         now,
     );
     let measured = loop {

@@ -21,6 +21,8 @@ pub(crate) struct ToMeasure {
     pod: Uid,
     /// The Pod's directory on disk.
     state: PathBuf,
+    /// The directory of its containers' writable layers.
+    layers: PathBuf,
     /// Each container's name and `limits.ephemeral-storage`.
     containers: Vec<(String, Option<u64>)>,
     /// What all of them together may use.
@@ -43,7 +45,7 @@ pub(crate) struct Measured {
 impl ToMeasure {
     /// What to count of a Pod.
     #[must_use]
-    pub(crate) fn of(pod: &PodSpec, state: PathBuf) -> Self {
+    pub(crate) fn of(pod: &PodSpec, state: PathBuf, layers: PathBuf) -> Self {
         let containers = pod.all_containers();
         let volumes = pod.volumes.iter().filter_map(|it| match it.source {
             VolumeSource::EmptyDir {
@@ -55,6 +57,7 @@ impl ToMeasure {
         Self {
             pod: pod.uid,
             state,
+            layers,
             containers: containers
                 .map(|it| (it.name.clone(), it.resources.storage_limit))
                 .collect(),
@@ -119,10 +122,7 @@ impl ToMeasure {
             let attempt = name.strip_prefix(container).and_then(|it| it.strip_prefix('-'));
             attempt.is_some_and(|it| it.parse::<u32>().is_ok())
         };
-        let entries = fs::read_dir(self.state.join("containers"))
-            .into_iter()
-            .flatten()
-            .flatten();
+        let entries = fs::read_dir(&self.layers).into_iter().flatten().flatten();
         entries
             .filter(|it| it.file_name().to_str().is_some_and(of_this))
             .map(|it| it.path().join("upper"))

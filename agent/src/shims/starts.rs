@@ -115,7 +115,7 @@ impl Task {
         }
         // Also what an earlier boot or a lost shim left, and what lies under this very attempt's name: a container
         // begins with a fresh writable layer.
-        let layers = self.place.state_of(self.uid).join("containers");
+        let layers = self.place.layers_of(self.uid);
         let of_this = |name: &str| {
             let attempt = name
                 .strip_prefix(container.name.as_str())

@@ -232,6 +232,25 @@ pub fn disk(directory: &Path) -> Result<Space> {
     space(directory)
 }
 
+/// Whether the kernel knows a kind of file system; one whose module is not loaded yet it does not.
+#[must_use]
+pub fn has_file_system(name: &str) -> bool {
+    let known = fs::read_to_string("/proc/filesystems").unwrap_or_default();
+    // `nodev` or nothing, and the name, a line each.
+    known
+        .lines()
+        .any(|line| line.split_whitespace().last() == Some(name))
+}
+
+/// Whether overlays with their writable layers in this directory work for certain, so that nobody has to try by writing there.
+#[must_use]
+pub fn takes_overlays(directory: &Path) -> bool {
+    use nix::sys::statfs::{BTRFS_SUPER_MAGIC, EXT4_SUPER_MAGIC, TMPFS_MAGIC, statfs};
+    let known = [BTRFS_SUPER_MAGIC, EXT4_SUPER_MAGIC, TMPFS_MAGIC];
+    let kind = statfs(directory).map(|it| it.filesystem_type());
+    has_file_system("overlay") && kind.is_ok_and(|it| known.contains(&it))
+}
+
 /// Tries an overlay whose layers lie below `directory`, as containers' will. Called in a child of the caller's: its mount
 /// namespace changes.
 #[must_use]

@@ -13,6 +13,7 @@ mod budgets;
 mod commands;
 mod confinement;
 mod crashes;
+mod degraded;
 mod fields;
 mod harness;
 mod images;

@@ -19,6 +19,7 @@ pub(crate) fn facts<'a>(run: &'a Path, state: &'a Path, volumes: &'a Path) -> Fa
         pod_cgroup: "skiff/p".to_owned(),
         run,
         state,
+        layers: state,
         bounding: &[],
         namespaces: Default::default(),
         volumes,

@@ -311,6 +311,7 @@ fn a_resource_field_is_rounded_up_and_falls_back_to_the_node() {
         pod_cgroup: String::new(),
         run: Path::new("/"),
         state: Path::new("/"),
+        layers: Path::new("/containers"),
         bounding: &[],
         namespaces: Namespaces::default(),
         volumes: Path::new("/"),
