@@ -178,7 +178,10 @@ fn devices(facts: &Facts) -> Outcome {
 }
 
 fn overlay(config: &Config) -> Outcome {
-    let layers = layers(config);
+    let layers = match layers(config) {
+        Ok(layers) => layers,
+        Err(why) => return untried(&why),
+    };
     match layers.lacking {
         None => Good(format!("works in {}", nearest(&config.state_dir).display())),
         Some((why, fix)) if layers.in_memory => Warn(why, fix),
@@ -196,14 +199,16 @@ pub(crate) struct Layers {
 }
 
 /// Whether overlays work in the state directory, or why not. Called in a process with one thread.
-pub(crate) fn layers(config: &Config) -> Layers {
+///
+/// # Errors
+/// When it cannot be tried, which says nothing.
+pub(crate) fn layers(config: &Config) -> Result<Layers, String> {
     let disk = nearest(&config.state_dir);
     if doctor::takes_overlays(&disk) {
-        return Layers::default();
+        return Ok(Layers::default());
     }
-    let why = match in_child(|| failure(doctor::try_overlay(&disk))) {
-        Ok(None) => return Layers::default(),
-        Ok(Some(why)) | Err(why) => why,
+    let Some(why) = in_child(|| failure(doctor::try_overlay(&disk)))? else {
+        return Ok(Layers::default());
     };
     // The attempt had the kernel load its module, if there is one.
     let in_memory = doctor::has_file_system("overlay");
@@ -218,10 +223,10 @@ pub(crate) fn layers(config: &Config) -> Layers {
         let fix = "modprobe overlay, or use a kernel with CONFIG_OVERLAY_FS";
         (why, fix.to_owned())
     };
-    Layers {
+    Ok(Layers {
         in_memory,
         lacking: Some(lacking),
-    }
+    })
 }
 
 fn seccomp(facts: &Facts) -> Outcome {

@@ -96,17 +96,9 @@ impl Identity {
         })?;
         Ok(Self {
             joined: JoinResponse {
-                version: enrol::VERSION,
                 node: node.to_string(),
-                ca_certificate: String::new(),
-                certificate: String::new(),
-                signing_key: String::new(),
-                broker_url: String::new(),
-                broker_username: String::new(),
-                broker_password: String::new(),
-                server_urls: Vec::new(),
-                server_time: 0,
                 not_after: u64::MAX,
+                ..JoinResponse::default()
             },
             node,
             key_pem: String::new(),

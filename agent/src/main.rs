@@ -24,6 +24,7 @@ mod plan;
 mod pressure;
 mod probes;
 mod renewal;
+mod role;
 mod shims;
 mod show;
 mod statics;
@@ -160,7 +161,7 @@ fn command() -> Result<ExitCode> {
             logging();
             // While there is one thread.
             let users = doctor::user_namespaces(&config);
-            let layers = doctor::layers(&config);
+            let layers = doctor::layers(&config).unwrap_or_default();
             let runtime = tokio::runtime::Builder::new_current_thread()
                 .enable_all()
                 .max_blocking_threads(2)

@@ -6,8 +6,6 @@
 //! Always holds: what is wrong with a file is named by its line or its field; a file is one Pod or nothing; the same
 //! manifest on the same node is the same Pod.
 
-mod yaml;
-
 use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::fs::{self, File};
@@ -23,6 +21,7 @@ use skiff_protocol::pod::Pod;
 use skiff_protocol::topic::NodeName;
 use skiff_protocol::uid::Uid;
 use skiff_protocol::{limits, sha256};
+use skiff_yaml::Spot;
 
 /// Bytes of one file that are read.
 const FILE_BYTES: u64 = 4 * limits::STATIC_MANIFEST as u64;
@@ -126,24 +125,31 @@ fn read(files: &[PathBuf], node: &NodeName) -> Vec<(String, Outcome)> {
 }
 
 fn one(path: &Path, node: &NodeName) -> Outcome {
-    let mut text = String::new();
+    let mut bytes = Vec::new();
     File::open(path)
-        .and_then(|file| file.take(FILE_BYTES + 1).read_to_string(&mut text))
+        .and_then(|file| file.take(FILE_BYTES + 1).read_to_end(&mut bytes))
         .map_err(|error| format!("cannot be read: {error}"))?;
-    if text.len() as u64 > FILE_BYTES {
+    if bytes.len() as u64 > FILE_BYTES {
         return Err(format!("is longer than {FILE_BYTES} bytes"));
     }
-    let is_json = path.extension().is_some_and(|it| it == "json");
-    let value = if is_json {
-        serde_json::from_str(&text).map_err(|error| error.to_string())?
-    } else {
-        yaml::parse(&text)?
-    };
-    complete(&value, node)
+    of_text(&bytes, node)
+}
+
+/// The static Pod of a file's content. JSON is YAML as well.
+fn of_text(bytes: &[u8], node: &NodeName) -> Outcome {
+    let documents = skiff_yaml::read(bytes).map_err(|error| format!("line {}: {error}", error.mark.line))?;
+    match documents.as_slice() {
+        [] => Err("the file is empty".to_owned()),
+        [one] => complete(&one.value, &one.spot, node),
+        [_, second, ..] => Err(format!(
+            "line {}: a second document; write each Pod in a file of its own",
+            second.spot.value.line
+        )),
+    }
 }
 
 /// The static Pod of a manifest, with all that a node adds to it.
-fn complete(value: &Value, node: &NodeName) -> Outcome {
+fn complete(value: &Value, spot: &Spot, node: &NodeName) -> Outcome {
     let text = |pointer: &str| value.pointer(pointer).and_then(Value::as_str).unwrap_or("");
     let (version, kind) = (text("/apiVersion"), text("/kind"));
     if (version, kind) != ("v1", "Pod") {
@@ -154,7 +160,7 @@ fn complete(value: &Value, node: &NodeName) -> Outcome {
     let inspected = manifest::inspect("Pod", value);
     let found = [inspected.type_errors, inspected.unknown].concat();
     if !found.is_empty() {
-        return Err(in_words(&found));
+        return Err(in_words(&found, spot));
     }
     let name = text("/metadata/name");
     if name.is_empty() {
@@ -173,17 +179,20 @@ fn complete(value: &Value, node: &NodeName) -> Outcome {
         Some(Value::Object(map)) => map.clone(),
         _ => Map::new(),
     };
-    let mut metadata = json!({ "name": name, "namespace": namespace, "labels": map("labels") });
     let mut annotations = map("annotations");
     annotations.insert(SOURCE.to_owned(), "file".into());
     let mut spec = value["spec"].clone();
     spec["nodeName"] = node.as_str().into();
-    let mut pod = json!({ "apiVersion": "v1", "kind": "Pod", "metadata": metadata.take(), "spec": spec });
-    pod["metadata"]["annotations"] = annotations.into();
+    let mut pod = json!({
+        "apiVersion": "v1", "kind": "Pod", "spec": spec,
+        "metadata": {
+            "name": name, "namespace": namespace, "labels": map("labels"), "annotations": annotations,
+        },
+    });
     let uid = uid(&pod);
     pod["metadata"]["annotations"][HASH] = uid.to_string().into();
     pod["metadata"]["uid"] = uid.to_string().into();
-    let parsed = Pod::parse(&pod).map_err(|causes| in_words(&causes))?;
+    let parsed = Pod::parse(&pod).map_err(|causes| in_words(&causes, spot))?;
     if let Some((secret, name)) = parsed.pod.references().next() {
         let kind = if secret { "Secret" } else { "ConfigMap" };
         return Err(format!(
@@ -207,9 +216,13 @@ fn complete(value: &Value, node: &NodeName) -> Outcome {
     Ok((StaticPod { uid, name, manifest }, warnings))
 }
 
-/// All causes in one line.
-fn in_words(causes: &[manifest::Cause]) -> String {
-    let all: Vec<String> = causes.iter().map(ToString::to_string).collect();
+/// All causes in one line, each with the line of the file that it is about.
+fn in_words(causes: &[manifest::Cause], spot: &Spot) -> String {
+    let line = |cause: &manifest::Cause| spot.find(&cause.field).spot.key_or_value().line;
+    let all: Vec<String> = causes
+        .iter()
+        .map(|cause| format!("line {}: {cause}", line(cause)))
+        .collect();
     all.join("; ")
 }
 

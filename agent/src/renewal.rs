@@ -4,14 +4,12 @@
 //! clock that never jumps, and a clock that cannot be right decides nothing.
 
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use anyhow::{Context, Result, bail};
+use anyhow::Result;
 use skiff_protocol::enrol::JoinResponse;
-use tokio::process::Command;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use tracing::{info, warn};
@@ -19,6 +17,7 @@ use tracing::{info, warn};
 use crate::driver::Driver;
 use crate::identity::Identity;
 use crate::logs::rfc3339;
+use crate::role;
 
 /// The longest wait between two looks at the clock.
 const DAY: Duration = Duration::from_secs(24 * 3600);
@@ -197,31 +196,13 @@ impl Driver {
     }
 }
 
-/// Runs the process to its end.
+/// Runs the process to its end. One that is killed leaves the old identity or the new one.
 async fn run(executable: &Path, state: &Path, known: u64) -> Result<()> {
-    let mut command = Command::new(executable);
-    command.arg("renew").arg(state).arg(known.to_string());
-    command.stdin(Stdio::null()).stdout(Stdio::null());
-    crate::watchdog::keep_from(&mut command);
-    // Dropped when it takes too long, it is killed; the identity is then the old one or the new one.
-    let output = command.stderr(Stdio::piped()).kill_on_drop(true).output();
-    let output = tokio::time::timeout(PATIENCE, output)
+    let known = known.to_string();
+    let arguments = [state.as_os_str(), known.as_ref()];
+    role::run(executable, "renew", &arguments, PATIENCE)
         .await
-        .with_context(|| format!("no answer within {} s", PATIENCE.as_secs()))?
-        .with_context(|| format!("cannot run {} renew", executable.display()))?;
-    if !output.status.success() {
-        let said = String::from_utf8_lossy(&output.stderr);
-        let said: String = said.trim().chars().take(1024).collect();
-        bail!(
-            "{}",
-            if said.is_empty() {
-                output.status.to_string()
-            } else {
-                said
-            }
-        );
-    }
-    Ok(())
+        .map(drop)
 }
 
 #[cfg(test)]

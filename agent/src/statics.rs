@@ -10,18 +10,17 @@
 use std::collections::BTreeMap;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use skiff_core::{Event, Manifests};
 use skiff_protocol::topic::NodeName;
-use tokio::process::Command;
 use tokio::task::JoinHandle;
 use tracing::{info, warn};
 
 use crate::driver::Driver;
 use crate::manifests::{self, Outcome};
+use crate::role;
 
 /// How long a change must be over before the files are read.
 const SETTLE: Duration = Duration::from_secs(1);
@@ -173,24 +172,9 @@ fn signature(dir: &Path) -> Signature {
 }
 
 async fn run(executable: &Path, dir: &Path, node: &NodeName) -> Result<Found> {
-    let mut command = Command::new(executable);
-    command.arg("manifests").arg(dir).arg(node.as_str());
-    command
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped());
-    crate::watchdog::keep_from(&mut command);
-    let output = command.kill_on_drop(true).output();
-    let output = tokio::time::timeout(PATIENCE, output)
-        .await
-        .with_context(|| format!("{} was not read within {} s", dir.display(), PATIENCE.as_secs()))?
-        .with_context(|| format!("cannot run {} manifests", executable.display()))?;
-    if !output.status.success() {
-        let said = String::from_utf8_lossy(&output.stderr);
-        let said: String = said.trim().chars().take(1024).collect();
-        bail!("{}: {} {said}", dir.display(), output.status);
-    }
-    postcard::from_bytes(&output.stdout).context("the reader of static Pods did not say what it found")
+    let arguments = [dir.as_os_str(), node.as_str().as_ref()];
+    let found = role::run(executable, "manifests", &arguments, PATIENCE).await?;
+    postcard::from_bytes(&found).context("the reader of static Pods did not say what it found")
 }
 
 impl Driver {

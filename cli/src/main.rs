@@ -20,7 +20,6 @@ mod style;
 mod time;
 mod up;
 mod upload;
-mod yaml;
 
 use std::process::ExitCode;
 

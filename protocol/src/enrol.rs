@@ -211,7 +211,7 @@ impl fmt::Debug for JoinRequest {
 }
 
 /// What the node is given. The node keeps it as its identity.
-#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct JoinResponse {
     /// [`VERSION`].

@@ -86,8 +86,10 @@ impl Core {
             Some(before) => before.uid != pod.uid && gone.contains(file) && !in_the_way(&pod.name),
             None => !in_the_way(&pod.name),
         });
+        // Those that only moved come first, so that nothing of them is forgotten when another takes their file.
+        let (moved, new): (Vec<_>, Vec<_>) = come.partition(|(_, pod)| self.durable.holds(pod.uid));
         let mut records = Vec::new();
-        for (file, pod) in come {
+        for (file, pod) in moved.into_iter().chain(new) {
             records.push(Record::Static(file.clone(), pod.clone()));
             if !self.durable.holds(pod.uid) {
                 records.push(Record::Accepted(pod.uid, now.unix));

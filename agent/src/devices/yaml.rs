@@ -1,7 +1,8 @@
 //! The part of YAML that CDI specifications are written in: what generators and people write, and no more.
 //!
 //! Always holds: text is read as YAML means it, or refused with its line; anchors, tags, block scalars, flow collections
-//! that are not empty and several documents are refused. A whole YAML parser would be a twentieth of this program.
+//! that are not empty and several documents are refused. It is read within the running agent, which a panic of a whole
+//! YAML parser would end.
 
 use serde_json::{Map, Value};
 

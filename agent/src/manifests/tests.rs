@@ -58,8 +58,7 @@ fn the_same_is_the_same_pod_and_all_else_another() {
     assert_ne!(uid(&web()), uid(&web().replace("1.27", "1.28")));
     assert_ne!(uid(&web()), uid(&web().replace("app: web}", "app: api}")));
     let other = NodeName::parse("rover-8").unwrap();
-    let value = yaml::parse(&web()).unwrap();
-    assert_ne!(uid(&web()), complete(&value, &other).unwrap().0.uid);
+    assert_ne!(uid(&web()), of_text(web().as_bytes(), &other).unwrap().0.uid);
 }
 
 #[test]
@@ -78,10 +77,13 @@ fn what_is_wrong_is_named() {
         &web().replace("  name: web\n", ""),
         "metadata.name: Required value",
     );
-    check(&web().replace("image:", "imgae:"), "spec.containers[0].imgae: ");
+    check(
+        &web().replace("image:", "imgae:"),
+        "line 9: spec.containers[0].imgae: ",
+    );
     check(
         &web().replace("name: app", "name: App"),
-        "spec.containers[0].name: ",
+        "line 8: spec.containers[0].name: ",
     );
     check(
         &web().replace("spec:\n", "spec:\n  nodeName: rover-8\n"),
@@ -117,13 +119,10 @@ fn a_directory_is_read_in_order_and_a_second_of_one_name_refused() {
     let dir = tempfile::tempdir().unwrap();
     let write = |name: &str, text: &str| fs::write(dir.path().join(name), text).unwrap();
     write("b.yaml", &web());
+    let json = web().replace("name: web", "name: db");
+    let json = skiff_yaml::read(json.as_bytes()).unwrap()[0].value.to_string();
     write("a.yml", &web().replace("1.27", "1.28"));
-    write(
-        "c.json",
-        &yaml::parse(&web().replace("name: web", "name: db"))
-            .unwrap()
-            .to_string(),
-    );
+    write("c.json", &json);
     write("d.yaml", "nonsense");
     for ignored in [".a.yaml", "a.yaml~", "a.yaml.dpkg-new", "README"] {
         write(ignored, &web());
@@ -149,11 +148,14 @@ fn a_directory_is_read_in_order_and_a_second_of_one_name_refused() {
 fn no_file_takes_the_reader_down() {
     let text = web();
     for at in 0..text.len() {
-        let _ = yaml::parse(&text[..at]);
+        let _ = of_text(&text.as_bytes()[..at], &node());
         for byte in [
             "\0", "\t", ":", "- ", "{", "[", "\"", "&a ", "*a", "|", "\u{feff}", "%", "!", "\u{85}",
         ] {
-            let _ = yaml::parse(&format!("{}{byte}{}", &text[..at], &text[at..]));
+            let _ = of_text(
+                format!("{}{byte}{}", &text[..at], &text[at..]).as_bytes(),
+                &node(),
+            );
         }
     }
 }

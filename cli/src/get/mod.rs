@@ -14,7 +14,7 @@ use crate::failure::{Outcome, failed};
 use crate::kinds::{self, Kind};
 use crate::out::Out;
 use crate::style;
-use crate::yaml::to_yaml;
+use skiff_yaml::to_yaml;
 
 use table::Table;
 

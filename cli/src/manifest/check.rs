@@ -9,7 +9,7 @@ use skiff_protocol::pod::Pod;
 
 use super::{Checked, Diagnostic, Manifest, Source};
 use crate::kinds::{self, Kind};
-use crate::yaml::{Inner, Spot};
+use skiff_yaml::{Inner, Spot};
 
 /// Checks one document: an object, or a List of them.
 pub(super) fn document(source: &Arc<Source>, value: Value, spot: Spot, out: &mut Checked) {

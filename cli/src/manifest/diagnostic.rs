@@ -6,7 +6,7 @@ use skiff_protocol::manifest::{Cause, Reason};
 
 use super::source::Source;
 use crate::style::{Colours, Tone};
-use crate::yaml::{Mark, Spot};
+use skiff_yaml::{Mark, Spot};
 
 /// Characters of a source line that are shown; a minified file has one line.
 const LINE: usize = 120;

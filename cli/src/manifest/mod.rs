@@ -20,7 +20,7 @@ use serde_json::Value;
 use crate::failure::{Failure, Outcome, failed};
 use crate::kinds::Kind;
 use crate::style::{self, Colours};
-use crate::yaml::{self, Spot};
+use skiff_yaml::{self as yaml, Spot};
 
 pub(crate) use diagnostic::Diagnostic;
 pub(crate) use source::Source;

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail};
 
-use crate::yaml::FILE_BYTES;
+use skiff_yaml::FILE_BYTES;
 
 /// Files of one directory that are read.
 const FILES: usize = 1_000;

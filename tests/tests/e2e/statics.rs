@@ -181,7 +181,7 @@ fn a_file_that_is_damaged_ends_nothing(cluster: &Cluster) {
             Err(said)
         }
     });
-    assert!(said.contains("bad.yaml: spec.contaners"), "{said}");
+    assert!(said.contains("bad.yaml: line 4: spec.contaners"), "{said}");
     stays(3, || {
         assert!(
             local(&cluster.node).iter().any(|it| it.0 == MIRROR),

@@ -9,9 +9,10 @@ use crate::workspace::Workspace;
 use super::Finding;
 
 /// Every crate of the workspace with the crates of ours that it may depend on. `*`: any.
-const ALLOWED: [(&str, &[&str]); 15] = [
+const ALLOWED: [(&str, &[&str]); 16] = [
     ("skiff-protocol", &[]),
     ("skiff-transport", &[]),
+    ("skiff-yaml", &[]),
     ("skiff-core", &["skiff-protocol"]),
     ("skiff-journal", &[]),
     ("skiff-sys", &[]),
@@ -27,6 +28,7 @@ const ALLOWED: [(&str, &[&str]); 15] = [
             "skiff-shim",
             "skiff-sys",
             "skiff-transport",
+            "skiff-yaml",
         ],
     ),
     // The enrolment messages are the wire's.
@@ -43,7 +45,7 @@ const ALLOWED: [(&str, &[&str]); 15] = [
             "skiff-transport",
         ],
     ),
-    ("skiff", &["skiff-protocol", "skiff-server"]),
+    ("skiff", &["skiff-protocol", "skiff-server", "skiff-yaml"]),
     ("skiff-tests", &["*"]),
     ("xtask", &[]),
 ];

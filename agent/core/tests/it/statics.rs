@@ -97,6 +97,17 @@ fn a_changed_manifest_takes_the_place_of_the_one_before() {
         b.exited("w3/app#0", 0);
         b.removed("w3");
         b.run("w4");
+        b.note("another file takes it over, and its own says something else: it goes on, with what is known of it");
+        b.exited("w4/app#0", 1);
+        b.statics(&[
+            ("a.yaml", Some(manifest("db-rover-7", "d1", ""))),
+            ("b.yaml", Some(web("w4"))),
+        ]);
+        assert!(
+            b.recovered()
+                .containers
+                .contains_key(&(uid("w4"), "app".to_owned()))
+        );
     });
 }
 

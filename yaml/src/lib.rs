@@ -11,19 +11,19 @@ mod scalar;
 mod spot;
 mod write;
 
-pub(crate) use reader::read;
-pub(crate) use spot::{Inner, Mark, Spot};
-pub(crate) use write::to_yaml;
+pub use reader::read;
+pub use spot::{Inner, Mark, Spot};
+pub use write::to_yaml;
 
 /// Bytes of one file: what the server takes as one request's body.
-pub(crate) const FILE_BYTES: usize = 3 << 20;
+pub const FILE_BYTES: usize = 3 << 20;
 
 /// Values in one file, aliases counted as often as they are used; the largest manifest that people write has some
 /// thousands.
-pub(crate) const VALUES: usize = 200_000;
+pub const VALUES: usize = 200_000;
 
 /// Bytes of all scalars in one file, aliases counted as often as they are used.
-pub(crate) const SCALAR_BYTES: usize = 2 * FILE_BYTES;
+pub const SCALAR_BYTES: usize = 2 * FILE_BYTES;
 
 /// How deep values may nest, which is the server's own bound.
-pub(crate) const DEPTH: usize = 100;
+pub const DEPTH: usize = 100;

@@ -6,45 +6,48 @@ use std::collections::BTreeMap;
 
 /// A place in a file.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Mark {
+pub struct Mark {
     /// From 1.
-    pub(crate) line: usize,
+    pub line: usize,
     /// From 1, in characters.
-    pub(crate) column: usize,
+    pub column: usize,
     /// Characters that the thing has on this line; at least 1.
-    pub(crate) width: usize,
+    pub width: usize,
 }
 
 /// The place of a value, of its key, and of what is in it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Spot {
+pub struct Spot {
     /// Where the key stands, for a member of a mapping.
-    pub(crate) key: Option<Mark>,
+    pub key: Option<Mark>,
     /// Where the value stands.
-    pub(crate) value: Mark,
+    pub value: Mark,
     /// What it is made of.
-    pub(crate) inner: Inner,
+    pub inner: Inner,
 }
 
 /// What a value is made of.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(crate) enum Inner {
+pub enum Inner {
+    /// Nothing with a place of its own.
     #[default]
     Scalar,
+    /// The items, in order.
     List(Vec<Spot>),
+    /// The members, by key.
     Map(BTreeMap<String, Spot>),
 }
 
 /// What a path led to.
-pub(crate) struct Found<'a> {
-    pub(crate) spot: &'a Spot,
+pub struct Found<'a> {
+    pub spot: &'a Spot,
     /// The whole path is there, rather than an ancestor only.
-    pub(crate) whole: bool,
+    pub whole: bool,
 }
 
 impl Spot {
     /// Follows a path as Kubernetes writes it: `spec.containers[0].image`. Keys may have dots of their own.
-    pub(crate) fn find(&self, path: &str) -> Found<'_> {
+    pub fn find(&self, path: &str) -> Found<'_> {
         let mut spot = self;
         let mut rest = path;
         while !rest.is_empty() {
@@ -77,7 +80,7 @@ impl Spot {
     }
 
     /// The place to point at for a complaint about the key itself, or about a value without a place of its own.
-    pub(crate) fn key_or_value(&self) -> Mark {
+    pub fn key_or_value(&self) -> Mark {
         self.key.unwrap_or(self.value)
     }
 }

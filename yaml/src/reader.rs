@@ -15,19 +15,19 @@ use super::{DEPTH, FILE_BYTES, SCALAR_BYTES, VALUES};
 
 /// A document of a file.
 #[derive(Clone, Debug)]
-pub(crate) struct Document {
+pub struct Document {
     /// Its value; never null.
-    pub(crate) value: Value,
+    pub value: Value,
     /// Where everything in it stands.
-    pub(crate) spot: Spot,
+    pub spot: Spot,
 }
 
 /// Why a file is not YAML that we take, and where.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{message}")]
-pub(crate) struct YamlError {
-    pub(crate) mark: Mark,
-    pub(crate) message: String,
+pub struct YamlError {
+    pub mark: Mark,
+    pub message: String,
 }
 
 type Result<T> = std::result::Result<T, YamlError>;
@@ -38,7 +38,7 @@ fn error<T>(mark: Mark, message: impl Into<String>) -> Result<T> {
 }
 
 /// Reads the documents of a file; empty ones are left out.
-pub(crate) fn read(bytes: &[u8]) -> Result<Vec<Document>> {
+pub fn read(bytes: &[u8]) -> Result<Vec<Document>> {
     let start = Mark {
         line: 1,
         column: 1,
