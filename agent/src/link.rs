@@ -13,7 +13,7 @@ use anyhow::{Context, Result};
 use ring::rand::{SecureRandom, SystemRandom};
 use skiff_protocol::limits;
 use skiff_protocol::topic::{NodeName, Topic, UpKind};
-use skiff_protocol::wire::{self, Assembler, Down, Up, decode_down, encode_up, frames};
+use skiff_protocol::wire::{self, Assembler, Down, OLDEST, Up, decode_down, encode_up, frames};
 use skiff_transport::outbox::{Bound, Bounds, Class, Message, Outbox};
 use skiff_transport::{
     AckToken, BrokerUrl, Bytes, Client, Event, LastWill, Options, ProtocolChoice, PublishError, Qos,
@@ -54,6 +54,8 @@ pub(crate) struct Link {
     /// A report that found no room; it goes before any other, so that the server misses none.
     kept: Option<Up>,
     assembler: Assembler,
+    /// The wire version of the server's last frame on this connection; before it, the one that every server reads.
+    speaks: u8,
     connected: bool,
     /// The broker refused something for now. Until all that waits is sent, one message goes at a time, so that they
     /// keep their order, and none before this time.
@@ -118,7 +120,7 @@ impl Link {
         options.tls = Some(tls);
         options.subscriptions = vec![Topic::node_filter(&identity.node)];
         options.max_payload = limits::FRAME;
-        let bye = frames(&encode_up(&Up::Bye { epoch }), 0)?.remove(0);
+        let bye = frames(OLDEST, &encode_up(&Up::Bye { epoch }), 0)?.remove(0);
         options.last_will = Some(LastWill {
             topic: Topic::up(&identity.node, UpKind::Bye).to_string(),
             payload: bye.into(),
@@ -139,6 +141,7 @@ impl Link {
             outbox: Outbox::new(bounds),
             kept: None,
             assembler: Assembler::default(),
+            speaks: OLDEST,
             connected: false,
             throttle: None,
             next_message: u32::from_le_bytes(bytes),
@@ -181,6 +184,8 @@ impl Link {
             Event::Connected { protocol, .. } => {
                 info!(%protocol, "connected to the broker");
                 self.connected = true;
+                // It may be another server by now, of another age.
+                self.speaks = OLDEST;
                 // Hellos and answers of an earlier connection are worthless: all of it is said anew.
                 self.outbox.clear(Class::Control);
                 Incoming::Up
@@ -230,6 +235,9 @@ impl Link {
         } else {
             Err(wire::Unreadable::Malformed)
         };
+        if let (Ok(_), Some(version)) = (&message, payload.first()) {
+            self.speaks = *version;
+        }
         match message {
             Ok(Some(message)) => Incoming::Message(Box::new(message), ack),
             Ok(None) => {
@@ -296,8 +304,14 @@ impl Link {
             },
         };
         let topic = topic.to_string();
+        // What this node speaks is told in a way that every server understands.
+        let version = if matches!(message, Up::Hello(_)) {
+            OLDEST
+        } else {
+            self.speaks
+        };
         self.next_message = self.next_message.wrapping_add(1);
-        let payloads = match frames(&encode_up(message), self.next_message) {
+        let payloads = match frames(version, &encode_up(message), self.next_message) {
             Ok(payloads) => payloads,
             Err(why) => {
                 error!(topic, %why, "a message cannot be sent");

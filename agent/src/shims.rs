@@ -434,8 +434,8 @@ impl Task {
             let failed = |error: io::Error| format!("{}: {error}", dir.display());
             std::fs::create_dir_all(&dir).map_err(failed)?;
             // One may be there that was too late last time.
-            let connection = match Connection::open(&dir).await {
-                Ok(connection) => connection,
+            let connection = match Connection::adopt(&dir).await {
+                Ok((connection, _)) => connection,
                 Err(_) => {
                     let started = tokio::time::timeout(SHIM_START, start_shim(&self.place, &dir)).await;
                     started.map_err(|_| "the shim did not start in time".to_owned())??

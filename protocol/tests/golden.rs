@@ -11,7 +11,7 @@ use std::fs;
 use std::path::PathBuf;
 
 use samples::{Sample, samples};
-use skiff_protocol::wire::{Assembler, Frame, Unreadable, VERSION, frames};
+use skiff_protocol::wire::{Assembler, Frame, OLDEST, Unreadable, VERSION, frames};
 use skiff_protocol::{limits, sha256};
 
 fn path(name: &str) -> PathBuf {
@@ -86,12 +86,12 @@ fn no_golden_file_is_left_without_its_message() {
 
 #[test]
 fn frames_are_golden() {
-    let whole = frames(&[7, 8, 9], 1).unwrap();
+    let whole = frames(OLDEST, &[7, 8, 9], 1).unwrap();
     assert_eq!(golden("frame-whole", &whole.concat()), whole.concat());
 
     // Two chunks: what is pinned is each header, and the digest of all the bytes.
     let message: Vec<u8> = (0..limits::FRAME).map(|at| (at % 251) as u8).collect();
-    let chunks = frames(&message, 0x0102_0304).unwrap();
+    let chunks = frames(OLDEST, &message, 0x0102_0304).unwrap();
     assert_eq!(chunks.len(), 2);
     let mut pinned: Vec<u8> = chunks.iter().flat_map(|chunk| chunk[..10].to_vec()).collect();
     pinned.extend(sha256(&chunks.concat()));
@@ -136,7 +136,7 @@ fn a_message_decodes_whole_or_not_at_all() {
 #[test]
 fn a_truncated_frame_carries_nothing() {
     for (name, sample) in samples() {
-        let payload = frames(&sample.encode(), 1).unwrap().concat();
+        let payload = frames(OLDEST, &sample.encode(), 1).unwrap().concat();
         for length in 0..payload.len() {
             let message = Assembler::default().push(&payload[..length]);
             let read = message.and_then(|message| sample.decode_same(&message.unwrap_or_default()));
@@ -145,7 +145,7 @@ fn a_truncated_frame_carries_nothing() {
     }
     // A long one: each of its frames cut at either end of its header and of its bytes.
     let long = Sample::long();
-    let payloads = frames(&long.encode(), 9).unwrap();
+    let payloads = frames(OLDEST, &long.encode(), 9).unwrap();
     assert!(payloads.len() > 2);
     for (at, whole) in payloads.iter().enumerate() {
         for length in (0..16).chain([whole.len() / 2, whole.len() - 1]) {
@@ -167,7 +167,7 @@ fn a_truncated_frame_carries_nothing() {
 #[test]
 fn frames_of_another_version_or_with_impossible_numbers_are_refused() {
     let chunk = |index: u16, count: u16| {
-        let mut payload = vec![VERSION, 1, 1, 0, 0, 0];
+        let mut payload = vec![OLDEST, 1, 1, 0, 0, 0];
         payload.extend(index.to_le_bytes());
         payload.extend(count.to_le_bytes());
         payload.push(9);

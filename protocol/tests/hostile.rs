@@ -13,7 +13,7 @@ use skiff_protocol::topic::{NodeName, Topic};
 use skiff_protocol::uid::Uid;
 use skiff_protocol::wire::desired::{Index, verify};
 use skiff_protocol::wire::spec::Object;
-use skiff_protocol::wire::{Assembler, Down, decode_down, decode_up, frames};
+use skiff_protocol::wire::{Assembler, Down, OLDEST, decode_down, decode_up, frames};
 
 use samples::{Sample, samples};
 
@@ -82,7 +82,7 @@ fn flipped_bits_never_panic() {
 #[test]
 fn flipped_bits_in_frames_never_panic() {
     let message = Sample::long().encode();
-    let payloads = frames(&message, 77).unwrap();
+    let payloads = frames(OLDEST, &message, 77).unwrap();
     let mut random = Random(0x000f_4a3e);
     for round in 0..20_000 {
         let mut assembler = Assembler::default();

@@ -116,7 +116,7 @@ fn one(workspace: &Workspace, step: &str) -> Result<()> {
         "deny" => deny(workspace),
         "tidy" => tidy::check(workspace),
         "images" => images::build(workspace).map(drop),
-        "build" => build(workspace),
+        "build" => build_next(workspace).and_then(|()| build(workspace)),
         "board" => board::prepare(workspace).map(drop),
         other => bail!("no step `{other}`"),
     }
@@ -132,6 +132,26 @@ pub(crate) fn build(workspace: &Workspace) -> Result<()> {
         "--package",
         "skiff-agent",
     ]))
+}
+
+/// The agent as the release after this one may be, for tests of an upgrade. [`build`] comes after it: cargo puts both in one
+/// place.
+fn build_next(workspace: &Workspace) -> Result<()> {
+    command::run(command::at(workspace.root(), "cargo").args([
+        "build",
+        "--locked",
+        "--package",
+        "skiff-agent",
+        "--features",
+        "next-version",
+    ]))?;
+    let built = workspace.binaries("debug").join("skiff-agent");
+    let kept = workspace.next();
+    std::fs::create_dir_all(&kept).with_context(|| format!("cannot make {}", kept.display()))?;
+    // A copy: cargo replaces the file that it has built, and must not replace this one.
+    std::fs::copy(&built, kept.join("skiff-agent"))
+        .with_context(|| format!("cannot copy {}", built.display()))?;
+    Ok(())
 }
 
 fn deny(workspace: &Workspace) -> Result<()> {
@@ -188,6 +208,7 @@ pub(crate) fn nextest(
         .env("PATH", setup::path(workspace)?)
         .env("SKIFF_IMAGES", workspace.images())
         .env("SKIFF_BIN_DIR", workspace.binaries("debug"))
+        .env("SKIFF_NEXT_DIR", workspace.next())
         .env("SKIFF_BOARD", board::dir(workspace))
         .envs(programs.environment())
         .envs(more.iter().copied())

@@ -56,6 +56,11 @@ impl Workspace {
         self.target().join(profile)
     }
 
+    /// Binaries of the release after this one, for tests of an upgrade.
+    pub(crate) fn next(&self) -> PathBuf {
+        self.target().join("next")
+    }
+
     /// `path` as it reads from the root, for messages.
     pub(crate) fn shorten<'a>(&self, path: &'a Path) -> &'a Path {
         path.strip_prefix(&self.root).unwrap_or(path)

@@ -441,7 +441,7 @@ impl Core {
         }
         self.send(Up::Hello(Hello {
             epoch: self.durable.epoch,
-            versions: (wire::VERSION, wire::VERSION),
+            versions: (wire::OLDEST, wire::VERSION),
             max_frame: limits::FRAME as u32,
             generation: self.durable.generation,
             desired_digest: self.index.digest(),

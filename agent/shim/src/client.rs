@@ -10,7 +10,8 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use crate::protocol::{
-    self, Event, FrameError, LENGTH_BYTES, Reply, ReplyBody, Request, RequestBody, ShimError, ToClient,
+    self, Event, FrameError, LENGTH_BYTES, OLDEST, Reply, ReplyBody, Request, RequestBody, ShimError,
+    ToClient, VERSION,
 };
 
 /// Events kept for [`Client::next_event`]; the oldest goes first.
@@ -33,28 +34,42 @@ pub enum ClientError {
     Timeout(Duration),
 }
 
+/// How long a shim may take to answer in a version that it knows.
+const ANSWER: Duration = Duration::from_secs(10);
+
 /// A connection to one shim.
 #[derive(Debug)]
 pub struct Client {
     stream: UnixStream,
+    version: u8,
     next_id: u64,
     received: Vec<u8>,
     events: VecDeque<Event>,
 }
 
 impl Client {
-    /// Connects to `shim.sock` in the Pod's directory.
+    /// Connects to `shim.sock` in the Pod's directory, and finds the newest version that the shim speaks.
     ///
     /// # Errors
-    /// When nothing listens there.
+    /// When nothing listens there, or what does knows none of our versions.
     pub fn connect(pod_dir: &Path) -> Result<Self, ClientError> {
-        let stream = UnixStream::connect(pod_dir.join(crate::SOCKET_NAME)).map_err(ClientError::Io)?;
-        Ok(Self {
-            stream,
-            next_id: 1,
-            received: Vec::new(),
-            events: VecDeque::new(),
-        })
+        let socket = pod_dir.join(crate::SOCKET_NAME);
+        let mut version = VERSION;
+        loop {
+            let mut client = Self {
+                stream: UnixStream::connect(&socket).map_err(ClientError::Io)?,
+                version,
+                next_id: 1,
+                received: Vec::new(),
+                events: VecDeque::new(),
+            };
+            match client.call(RequestBody::State, ANSWER) {
+                Err(ClientError::Io(error)) if hung_up(&error) && version > OLDEST => version -= 1,
+                // It answers, and it may have refused.
+                Ok(_) | Err(ClientError::Shim(_)) => return Ok(client),
+                Err(error) => return Err(error),
+            }
+        }
     }
 
     /// Sends one request and waits for its reply.
@@ -64,7 +79,7 @@ impl Client {
     pub fn call(&mut self, body: RequestBody, timeout: Duration) -> Result<ReplyBody, ClientError> {
         let id = self.next_id;
         self.next_id += 1;
-        let frame = protocol::encode(&Request { id, body })?;
+        let frame = protocol::encode(self.version, &Request { id, body })?;
         self.stream.write_all(&frame).map_err(ClientError::Io)?;
         let deadline = Instant::now() + timeout;
         loop {
@@ -125,6 +140,15 @@ impl Client {
     }
 }
 
+/// Whether the other end closed the connection, as one does that does not know the version of a frame.
+#[must_use]
+pub fn hung_up(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe
+    )
+}
+
 /// Takes one whole frame off the front of what has been received.
 fn take_frame(received: &mut Vec<u8>) -> Result<Option<ToClient>, FrameError> {
     let Some((length, rest)) = received.split_first_chunk::<LENGTH_BYTES>() else {
@@ -134,7 +158,7 @@ fn take_frame(received: &mut Vec<u8>) -> Result<Option<ToClient>, FrameError> {
     let Some(body) = rest.get(..length) else {
         return Ok(None);
     };
-    let message = protocol::decode(body)?;
+    let (_, message) = protocol::decode(body)?;
     received.drain(..LENGTH_BYTES + length);
     Ok(Some(message))
 }

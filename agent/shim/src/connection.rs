@@ -16,6 +16,8 @@ const MAX_BACKLOG: usize = MAX_FRAME;
 #[derive(Debug)]
 pub(crate) struct Connection {
     stream: UnixStream,
+    /// The version of the client's last frame.
+    version: Option<u8>,
     received: Vec<u8>,
     backlog: Vec<u8>,
 }
@@ -32,6 +34,7 @@ impl Connection {
         let ready = root && stream.set_nonblocking(true).is_ok();
         ready.then(|| Self {
             stream,
+            version: None,
             received: Vec::new(),
             backlog: Vec::new(),
         })
@@ -73,7 +76,9 @@ impl Connection {
             let Some(body) = rest.get(..length) else {
                 return Ok(());
             };
-            requests.push(protocol::decode(body).map_err(|_| Disconnected)?);
+            let (version, request) = protocol::decode(body).map_err(|_| Disconnected)?;
+            self.version = Some(version);
+            requests.push(request);
             self.received.drain(..LENGTH_BYTES + length);
             if self.received.is_empty() {
                 self.received = Vec::new();
@@ -81,9 +86,13 @@ impl Connection {
         }
     }
 
-    /// Sends a message, or keeps it until the client reads.
+    /// Sends a message, or keeps it until the client reads. A client that has said nothing is told nothing: which version it
+    /// reads is not known, and what it missed is in the state that it asks for.
     pub(crate) fn send(&mut self, message: &ToClient) -> Result<(), Disconnected> {
-        let frame = protocol::encode(message).map_err(|_| Disconnected)?;
+        let Some(version) = self.version else {
+            return Ok(());
+        };
+        let frame = protocol::encode(version, message).map_err(|_| Disconnected)?;
         if self.backlog.len() + frame.len() > MAX_BACKLOG {
             return Err(Disconnected);
         }

@@ -3,16 +3,29 @@
 //! A frame is `[length: u32, big endian][version: u8][postcard]`; the length counts the version byte and the body and is at
 //! most [`MAX_FRAME`]. The client sends [`Request`]s, the shim sends [`ToClient`]s. Replies carry the request's id and may
 //! come out of order, because operations on containers take time; events have no id and go to every client.
-//! A frame of another version or past the bound ends the connection: both ends are one binary in all but an upgrade,
-//! and an upgraded agent speaks the old version to shims that it finds running.
+//! A frame of an unknown version or past the bound ends the connection.
+//!
+//! Both ends are one binary in all but an upgrade. A shim answers in the version of the client's last frame, and tells
+//! nothing to a client that has said nothing yet. A client cannot know how old a shim is that it finds: it asks in the newest
+//! version, and where the shim hangs up, on a new connection in the one before, down to [`OLDEST`]. So an agent takes over
+//! shims of an older one, and one that is put back those of a newer.
+//!
+//! Version 2 is what the next one will be to this build: the feature `next-version` speaks it, with the bytes of the body
+//! turned over, for tests of an upgrade. Nothing that is released has it.
 
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use skiff_sys::{ContainerConfig, ExecConfig, KernelError, Limits, RunError, SandboxConfig, Started};
 
-/// Version of the frames of this build.
-pub const VERSION: u8 = 1;
+/// The newest version that this build speaks.
+pub const VERSION: u8 = if cfg!(feature = "next-version") { 2 } else { 1 };
+
+/// The oldest version that this build speaks.
+pub const OLDEST: u8 = 1;
+
+/// See the module: spoken under a feature for tests alone.
+const NEXT: u8 = 2;
 
 /// Bytes after the length: an environment of the size that `execve(2)` takes by default fits.
 pub const MAX_FRAME: usize = 1 << 20;
@@ -315,21 +328,26 @@ pub enum FrameError {
     #[error("empty frame")]
     Empty,
     /// Another version.
-    #[error("frame of version {0}; this build speaks {VERSION}")]
+    #[error("frame of version {0}; this build speaks {OLDEST} to {VERSION}")]
     Version(u8),
     /// Not what the version says.
     #[error("malformed frame: {0}")]
     Body(postcard::Error),
 }
 
-/// A whole frame, length included.
+/// A whole frame, length included, in a version that this build speaks.
 ///
 /// # Errors
 /// When the message is longer than [`MAX_FRAME`].
-pub fn encode<T: Serialize>(message: &T) -> Result<Vec<u8>, FrameError> {
+pub fn encode<T: Serialize>(version: u8, message: &T) -> Result<Vec<u8>, FrameError> {
     let mut frame = vec![0; LENGTH_BYTES];
-    frame.push(VERSION);
+    frame.push(version);
     let mut frame = postcard::to_extend(message, frame).map_err(FrameError::Body)?;
+    if version == NEXT {
+        frame[LENGTH_BYTES + 1..]
+            .iter_mut()
+            .for_each(|byte| *byte = !*byte);
+    }
     let length = frame.len() - LENGTH_BYTES;
     if length > MAX_FRAME {
         return Err(FrameError::TooLong(length));
@@ -350,18 +368,25 @@ pub fn decode_length(length: [u8; LENGTH_BYTES]) -> Result<usize, FrameError> {
     }
 }
 
-/// The message in the bytes after the length field.
+/// The version of the bytes after the length field, and the message in them.
 ///
 /// # Errors
-/// When the version is another, or the body is malformed or longer than its message.
-pub fn decode<T: DeserializeOwned>(body: &[u8]) -> Result<T, FrameError> {
-    match body.split_first() {
-        None => Err(FrameError::Empty),
-        Some((&VERSION, body)) => match postcard::take_from_bytes(body).map_err(FrameError::Body)? {
-            (message, []) => Ok(message),
-            _ => Err(FrameError::Body(postcard::Error::DeserializeBadEncoding)),
-        },
-        Some((&version, _)) => Err(FrameError::Version(version)),
+/// When the version is unknown, or the body is malformed or longer than its message.
+pub fn decode<T: DeserializeOwned>(frame: &[u8]) -> Result<(u8, T), FrameError> {
+    let (&version, body) = frame.split_first().ok_or(FrameError::Empty)?;
+    if !(OLDEST..=VERSION).contains(&version) {
+        return Err(FrameError::Version(version));
+    }
+    let turned: Vec<u8>;
+    let body = if version == NEXT {
+        turned = body.iter().map(|byte| !byte).collect();
+        &turned
+    } else {
+        body
+    };
+    match postcard::take_from_bytes(body).map_err(FrameError::Body)? {
+        (message, []) => Ok((version, message)),
+        _ => Err(FrameError::Body(postcard::Error::DeserializeBadEncoding)),
     }
 }
 
@@ -376,11 +401,11 @@ mod tests {
     #[test]
     fn frames_are_these_bytes() {
         let check = |message: Request, golden: &[u8]| {
-            let frame = encode(&message).unwrap();
+            let frame = encode(OLDEST, &message).unwrap();
             assert_eq!(frame, golden);
             let (length, body) = frame.split_first_chunk().unwrap();
             assert_eq!(decode_length(*length).unwrap(), body.len());
-            assert_eq!(decode::<Request>(body).unwrap(), message);
+            assert_eq!(decode::<Request>(body).unwrap(), (OLDEST, message));
         };
         check(request(7, RequestBody::State), &[0, 0, 0, 3, 1, 7, 5]);
         let signal = RequestBody::Signal {
@@ -431,13 +456,34 @@ mod tests {
             );
         };
         check(&[], "empty frame");
-        check(&[2, 7, 5], "frame of version 2; this build speaks 1");
+        check(
+            &[9, 7, 5],
+            &format!("frame of version 9; this build speaks 1 to {VERSION}"),
+        );
         check(&[1, 7], "malformed frame");
         check(&[1, 7, 5, 0], "malformed frame");
         check(&[1, 7, 99], "malformed frame");
         assert!(decode_length([0; 4]).is_err());
         assert!(decode_length((MAX_FRAME as u32 + 1).to_be_bytes()).is_err());
         let name = "x".repeat(MAX_FRAME);
-        assert!(encode(&request(1, RequestBody::Delete { container: name })).is_err());
+        assert!(encode(VERSION, &request(1, RequestBody::Delete { container: name })).is_err());
+    }
+
+    #[test]
+    fn every_version_is_read_and_no_other() {
+        let message = request(7, RequestBody::State);
+        for version in OLDEST..=VERSION {
+            let frame = encode(version, &message).unwrap();
+            let read = decode::<Request>(&frame[LENGTH_BYTES..]).unwrap();
+            assert_eq!(read, (version, message.clone()));
+        }
+        for version in [OLDEST - 1, VERSION + 1] {
+            let frame = encode(version, &message).unwrap();
+            let refused = decode::<Request>(&frame[LENGTH_BYTES..]);
+            assert!(
+                matches!(refused, Err(FrameError::Version(it)) if it == version),
+                "{refused:?}"
+            );
+        }
     }
 }

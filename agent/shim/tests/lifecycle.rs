@@ -419,7 +419,7 @@ fn a_start_is_answered_before_its_exit_is_told() {
             timeout_ms: TIMEOUT.as_millis() as u64,
         };
         for (id, body) in [(n, RequestBody::Run(Box::new(run))), (100, RequestBody::State)] {
-            let request = protocol::encode(&protocol::Request { id, body }).unwrap();
+            let request = protocol::encode(protocol::VERSION, &protocol::Request { id, body }).unwrap();
             socket.write_all(&request).unwrap();
         }
         // The start is under way when the state is told. A shim that stands still until all is over learns of the
@@ -449,5 +449,5 @@ fn next_frame(socket: &mut UnixStream) -> ToClient {
     socket.read_exact(&mut length).unwrap();
     let mut body = vec![0; protocol::decode_length(length).unwrap()];
     socket.read_exact(&mut body).unwrap();
-    protocol::decode(&body).unwrap()
+    protocol::decode(&body).unwrap().1
 }

@@ -8,7 +8,10 @@ use std::path::Path;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
-use skiff_shim::protocol::{self, LENGTH_BYTES, Reply, ReplyBody, Request, RequestBody, ToClient};
+use skiff_shim::client::hung_up;
+use skiff_shim::protocol::{
+    self, LENGTH_BYTES, OLDEST, Reply, ReplyBody, Request, RequestBody, ToClient, VERSION,
+};
 use skiff_sys::process::PidFd;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
@@ -31,14 +34,16 @@ const AGAIN: Duration = Duration::from_millis(20);
 /// A connection to a shim.
 pub(super) struct Connection {
     stream: UnixStream,
+    /// The version that it is spoken to in.
+    version: u8,
     received: Vec<u8>,
     /// The shim's process; held open, so that no other can be meant.
     pub(super) pid: Option<PidFd>,
 }
 
 impl Connection {
-    /// Connects to the shim of a Pod's directory.
-    pub(super) async fn open(dir: &Path) -> io::Result<Self> {
+    /// Connects to the shim of a Pod's directory, which speaks `version`.
+    pub(super) async fn open(dir: &Path, version: u8) -> io::Result<Self> {
         let stream = UnixStream::connect(dir.join(skiff_shim::SOCKET_NAME)).await?;
         let pid = stream
             .peer_cred()?
@@ -46,32 +51,33 @@ impl Connection {
             .and_then(|pid| PidFd::open(pid, None).ok());
         Ok(Self {
             stream,
+            version,
             received: Vec::new(),
             pid,
         })
     }
 
-    /// Connects to a shim that is found running, and asks it for its state.
+    /// Connects to a shim that is found running, and asks it for its state in the newest version that it speaks.
     pub(super) async fn adopt(dir: &Path) -> io::Result<(Self, protocol::State)> {
         let until = Instant::now() + BUSY;
+        let mut versions = (OLDEST..=VERSION).rev().cycle();
         loop {
-            let adopted = Self::adopt_once(dir, until).await;
-            // A shim that was at its end lets go; whether it is gone, only another connection tells.
-            let let_go = |error: &io::Error| {
-                matches!(
-                    error.kind(),
-                    io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe
-                )
-            };
-            if !adopted.as_ref().is_err_and(let_go) || Instant::now() >= until {
+            let version = versions.next().unwrap_or(OLDEST);
+            let adopted = Self::adopt_once(dir, version, until).await;
+            // One that does not know the version lets go, and so does one at its end; which of them it was, and whether
+            // it is gone, only another connection tells.
+            if !adopted.as_ref().is_err_and(hung_up) || Instant::now() >= until {
                 return adopted;
+            }
+            if version > OLDEST {
+                continue;
             }
             tokio::time::sleep(AGAIN).await;
         }
     }
 
-    async fn adopt_once(dir: &Path, until: Instant) -> io::Result<(Self, protocol::State)> {
-        let mut connection = Self::open(dir).await?;
+    async fn adopt_once(dir: &Path, version: u8, until: Instant) -> io::Result<(Self, protocol::State)> {
+        let mut connection = Self::open(dir, version).await?;
         loop {
             let state = tokio::time::timeout(ANSWER, connection.state()).await;
             let state = state.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))??;
@@ -106,7 +112,7 @@ impl Connection {
 
     /// Sends a request.
     pub(super) async fn send(&mut self, request: &Request) -> io::Result<()> {
-        let frame = protocol::encode(request).map_err(io::Error::other)?;
+        let frame = protocol::encode(self.version, request).map_err(io::Error::other)?;
         self.stream.write_all(&frame).await
     }
 
@@ -116,7 +122,9 @@ impl Connection {
             if let Some((length, rest)) = self.received.split_first_chunk::<LENGTH_BYTES>() {
                 let length = protocol::decode_length(*length).map_err(io::Error::other)?;
                 if let Some(body) = rest.get(..length) {
-                    let message = protocol::decode(body).map_err(io::Error::other);
+                    let message = protocol::decode(body)
+                        .map(|(_, message)| message)
+                        .map_err(io::Error::other);
                     self.received.drain(..LENGTH_BYTES + length);
                     if self.received.is_empty() {
                         self.received = Vec::new();
@@ -160,7 +168,7 @@ pub(super) async fn start_shim(place: &Place, dir: &Path) -> Result<Connection, 
         .await
         .map_err(|error| failed("the shim ended at once:", error))?;
     tokio::spawn(move_later(place.own.clone(), child));
-    Connection::open(dir)
+    Connection::open(dir, VERSION)
         .await
         .map_err(|error| failed("cannot reach the shim of", error))
 }

@@ -5,6 +5,13 @@
 //! | version u8 = 1 | 1 | id u32 LE | index u16 LE | count u16 LE | bytes …    a chunk of one
 //! ```
 //!
+//! A node's hello and its last will are in version [`OLDEST`], and the hello names the versions that the node speaks. The
+//! server answers in the newest that both speak, see [`common`], and the node goes on in that of the last frame that it
+//! read. So either end can be upgraded first, or put back.
+//!
+//! Version 2 is what the next one will be to this build: the feature `next-version` speaks it, with other second bytes,
+//! for tests of an upgrade. Nothing that is released has it.
+//!
 //! Always holds: an [`Assembler`] keeps at most [`limits::REASSEMBLIES`] unfinished messages of at most
 //! [`limits::MESSAGE`] bytes; the oldest gives way to a new one, and its loss is counted.
 
@@ -13,8 +20,23 @@ use core::fmt;
 
 use crate::limits;
 
-/// The wire version that this build speaks.
-pub const VERSION: u8 = 1;
+/// The newest wire version that this build speaks.
+pub const VERSION: u8 = if cfg!(feature = "next-version") { 2 } else { 1 };
+
+/// The oldest wire version that this build speaks.
+pub const OLDEST: u8 = 1;
+
+/// The version to use with a peer that speaks `low` to `high`; nothing where it and this build have none in common.
+#[must_use]
+pub fn common((low, high): (u8, u8)) -> Option<u8> {
+    let newest = high.min(VERSION);
+    (newest >= low.max(OLDEST)).then_some(newest)
+}
+
+/// What a version does to the byte that follows it.
+const fn mark(version: u8) -> u8 {
+    if version == 1 { 0 } else { 0x80 }
+}
 
 const WHOLE: u8 = 0;
 const CHUNK: u8 = 1;
@@ -34,7 +56,12 @@ pub enum Unreadable {
 impl fmt::Display for Unreadable {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Version(version) => write!(f, "wire version {version}; this build speaks {VERSION}"),
+            Self::Version(version) => {
+                write!(
+                    f,
+                    "wire version {version}; this build speaks {OLDEST} to {VERSION}"
+                )
+            }
             Self::Malformed => f.write_str("truncated or malformed frame"),
             Self::TooLong(bytes) => write!(f, "{bytes} bytes, past the bound of {}", limits::MESSAGE),
         }
@@ -71,12 +98,13 @@ impl<'a> Frame<'a> {
             return Err(Unreadable::TooLong(payload.len()));
         }
         let (&version, rest) = payload.split_first().ok_or(Unreadable::Malformed)?;
-        if version != VERSION {
+        if !(OLDEST..=VERSION).contains(&version) {
             return Err(Unreadable::Version(version));
         }
-        match rest.split_first().ok_or(Unreadable::Malformed)? {
-            (&WHOLE, message) => Ok(Self::Whole(message)),
-            (&CHUNK, rest) if rest.len() >= CHUNK_HEADER - 2 => {
+        let (&kind, rest) = rest.split_first().ok_or(Unreadable::Malformed)?;
+        match (kind ^ mark(version), rest) {
+            (WHOLE, message) => Ok(Self::Whole(message)),
+            (CHUNK, rest) if rest.len() >= CHUNK_HEADER - 2 => {
                 let (header, bytes) = rest.split_at(CHUNK_HEADER - 2);
                 let id = u32::from_le_bytes([header[0], header[1], header[2], header[3]]);
                 let index = u16::from_le_bytes([header[4], header[5]]);
@@ -101,17 +129,18 @@ impl<'a> Frame<'a> {
     }
 }
 
-/// The payloads that carry `message`; `id` must differ from that of every message still on its way.
+/// The payloads that carry `message` in a version that this build speaks; `id` must differ from that of every message
+/// still on its way.
 ///
 /// # Errors
 /// When the message is longer than [`limits::MESSAGE`].
-pub fn frames(message: &[u8], id: u32) -> Result<Vec<Vec<u8>>, Unreadable> {
+pub fn frames(version: u8, message: &[u8], id: u32) -> Result<Vec<Vec<u8>>, Unreadable> {
     if message.len() > limits::MESSAGE {
         return Err(Unreadable::TooLong(message.len()));
     }
     if message.len() + 2 <= limits::FRAME {
         let mut payload = Vec::with_capacity(message.len() + 2);
-        payload.extend_from_slice(&[VERSION, WHOLE]);
+        payload.extend_from_slice(&[version, WHOLE ^ mark(version)]);
         payload.extend_from_slice(message);
         return Ok(alloc::vec![payload]);
     }
@@ -122,7 +151,7 @@ pub fn frames(message: &[u8], id: u32) -> Result<Vec<Vec<u8>>, Unreadable> {
         .enumerate()
         .map(|(index, bytes)| {
             let mut payload = Vec::with_capacity(bytes.len() + CHUNK_HEADER);
-            payload.extend_from_slice(&[VERSION, CHUNK]);
+            payload.extend_from_slice(&[version, CHUNK ^ mark(version)]);
             payload.extend_from_slice(&id.to_le_bytes());
             payload.extend_from_slice(&(index as u16).to_le_bytes());
             payload.extend_from_slice(&count.to_le_bytes());
@@ -216,7 +245,7 @@ mod tests {
             limits::MESSAGE,
         ] {
             let message: Vec<u8> = (0..size).map(|at| (at % 251) as u8).collect();
-            let mut payloads = frames(&message, 7).unwrap();
+            let mut payloads = frames(VERSION, &message, 7).unwrap();
             assert!(payloads.iter().all(|it| it.len() <= limits::FRAME));
             payloads.reverse();
             let mut assembler = Assembler::default();
@@ -240,16 +269,13 @@ mod tests {
         let long = alloc::vec![VERSION; limits::FRAME + 1];
         for (payload, expected) in [
             (&[][..], Unreadable::Malformed),
-            (&[VERSION], Unreadable::Malformed),
+            (&[OLDEST], Unreadable::Malformed),
             (&[9, 0, 1], Unreadable::Version(9)),
-            (&[VERSION, 2, 0], Unreadable::Malformed),
-            (&[VERSION, CHUNK, 0, 0, 0, 0, 0, 0], Unreadable::Malformed),
+            (&[OLDEST, 2, 0], Unreadable::Malformed),
+            (&[OLDEST, CHUNK, 0, 0, 0, 0, 0, 0], Unreadable::Malformed),
+            (&[OLDEST, CHUNK, 0, 0, 0, 0, 2, 0, 2, 0, 9], Unreadable::Malformed),
             (
-                &[VERSION, CHUNK, 0, 0, 0, 0, 2, 0, 2, 0, 9],
-                Unreadable::Malformed,
-            ),
-            (
-                &[VERSION, CHUNK, 0, 0, 0, 0, 0, 0, 255, 255, 9],
+                &[OLDEST, CHUNK, 0, 0, 0, 0, 0, 0, 255, 255, 9],
                 Unreadable::Malformed,
             ),
             (&long, Unreadable::TooLong(limits::FRAME + 1)),
@@ -257,7 +283,7 @@ mod tests {
             assert_eq!(Frame::parse(payload), Err(expected));
         }
         assert_eq!(
-            frames(&alloc::vec![0; limits::MESSAGE + 1], 1),
+            frames(VERSION, &alloc::vec![0; limits::MESSAGE + 1], 1),
             Err(Unreadable::TooLong(limits::MESSAGE + 1))
         );
     }
@@ -267,12 +293,53 @@ mod tests {
         let message = alloc::vec![1; limits::CHUNK * 2];
         let mut assembler = Assembler::default();
         for id in 0..10 {
-            assert_eq!(assembler.push(&frames(&message, id).unwrap()[0]), Ok(None));
+            assert_eq!(
+                assembler.push(&frames(VERSION, &message, id).unwrap()[0]),
+                Ok(None)
+            );
         }
         assert_eq!(assembler.lost(), 10 - limits::REASSEMBLIES as u64);
         assert_eq!(
-            assembler.push(&frames(&message, 9).unwrap()[1]),
+            assembler.push(&frames(VERSION, &message, 9).unwrap()[1]),
             Ok(Some(message))
         );
+    }
+
+    #[test]
+    fn two_ends_speak_the_newest_version_that_both_know() {
+        for (theirs, expected) in [
+            ((OLDEST, OLDEST), Some(OLDEST)),
+            ((OLDEST, VERSION), Some(VERSION)),
+            ((OLDEST, VERSION + 1), Some(VERSION)),
+            ((VERSION, VERSION + 7), Some(VERSION)),
+            ((VERSION + 1, VERSION + 2), None),
+            ((0, OLDEST - 1), None),
+            ((0, u8::MAX), Some(VERSION)),
+            ((u8::MAX, 0), None),
+        ] {
+            assert_eq!(common(theirs), expected, "{theirs:?}");
+        }
+    }
+
+    #[test]
+    fn every_version_is_read_and_no_other() {
+        let message = alloc::vec![5; limits::CHUNK * 2];
+        for version in OLDEST..=VERSION {
+            let mut assembler = Assembler::default();
+            let payloads = frames(version, &message, 3).unwrap();
+            let read: Vec<_> = payloads
+                .iter()
+                .filter_map(|payload| assembler.push(payload).unwrap())
+                .collect();
+            assert_eq!(read, [&message[..]], "version {version}");
+            assert_eq!(
+                frames(version, &[7], 3).unwrap(),
+                [[version, mark(version), 7]],
+                "version {version}"
+            );
+        }
+        for version in [OLDEST - 1, VERSION + 1] {
+            assert_eq!(Frame::parse(&[version, WHOLE]), Err(Unreadable::Version(version)));
+        }
     }
 }

@@ -10,7 +10,7 @@ mod message;
 pub mod spec;
 pub mod status;
 
-pub use frame::{Assembler, Frame, Unreadable, VERSION, frames};
+pub use frame::{Assembler, Frame, OLDEST, Unreadable, VERSION, common, frames};
 pub use message::{
     Down, Event, Hello, LogRequest, NodeCondition, NodeInfo, StreamEnd, StreamOpen, Up, decode_down,
     decode_up, encode_down, encode_up,

@@ -163,7 +163,7 @@ fn belongs(up: &Up, kind: UpKind, sid: Option<u32>) -> Result<(), Wrong> {
 #[cfg(test)]
 mod tests {
     use skiff_protocol::limits;
-    use skiff_protocol::wire::{VERSION, encode_up, frames};
+    use skiff_protocol::wire::{OLDEST, VERSION, encode_up, frames};
 
     use super::*;
 
@@ -171,13 +171,15 @@ mod tests {
     fn rubbish_is_counted_and_nothing_else() {
         let node = NodeName::parse("rover-7").unwrap();
         let topic = |kind: &str| format!("skiff/u/{}/rover-7/{kind}", node.shard());
-        let bye = frames(&encode_up(&Up::Bye { epoch: 3 }), 1).unwrap().remove(0);
+        let bye = frames(OLDEST, &encode_up(&Up::Bye { epoch: 3 }), 1)
+            .unwrap()
+            .remove(0);
         let data = Up::StreamData {
             sid: 4,
             offset: 0,
             bytes: vec![1],
         };
-        let data = frames(&encode_up(&data), 1).unwrap().remove(0);
+        let data = frames(OLDEST, &encode_up(&data), 1).unwrap().remove(0);
         let check = |topic: &str, payload: &[u8], wrong: Option<Wrong>| {
             let counters = Counters::default();
             let known = |name: &NodeName| {

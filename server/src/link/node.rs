@@ -25,7 +25,7 @@ use skiff_protocol::topic::NodeName;
 use skiff_protocol::uid::Uid;
 use skiff_protocol::wire::desired::{Change, Desired, Index, delta, signed_bytes};
 use skiff_protocol::wire::spec::ObjectKey;
-use skiff_protocol::wire::{Down, Hello, VERSION};
+use skiff_protocol::wire::{self, Down, Hello};
 use tokio::time::Instant;
 
 use super::compile::NodeState;
@@ -91,6 +91,8 @@ pub(crate) enum Late {
 pub(crate) struct Node {
     name: NodeName,
     contact: Contact,
+    /// The wire version that it is told things in.
+    speaks: u8,
     epoch: u64,
     /// The next status message of the epoch; nothing while any will do.
     sequence: Option<u64>,
@@ -134,6 +136,7 @@ impl Node {
         Self {
             name: name.clone(),
             contact: Contact::Away,
+            speaks: wire::OLDEST,
             epoch: 0,
             sequence: None,
             resync_asked: false,
@@ -198,6 +201,11 @@ impl Node {
         self.contact == Contact::Here
     }
 
+    /// The wire version that it is told things in.
+    pub(crate) fn speaks(&self) -> u8 {
+        self.speaks
+    }
+
     pub(crate) fn epoch(&self) -> u64 {
         self.epoch
     }
@@ -233,6 +241,8 @@ impl Node {
     /// The server asks the node to say hello, and waits until `until`.
     pub(crate) fn ask(&mut self, until: Instant) -> Down {
         self.contact = Contact::Asked;
+        // The agent that answers may be older than the one before.
+        self.speaks = wire::OLDEST;
         self.resync_asked = true;
         self.deadline = Some(until);
         Down::Resync
@@ -262,8 +272,7 @@ impl Node {
         self.announced = None;
         self.applied = Some((hello.generation, hello.desired_digest));
         self.last = self.last.max(hello.generation);
-        let (low, high) = hello.versions;
-        if low > VERSION || high < VERSION {
+        let Some(version) = wire::common(hello.versions) else {
             self.contact = Contact::Away;
             return Ok((
                 Liveness::Incompatible {
@@ -271,7 +280,8 @@ impl Node {
                 },
                 None,
             ));
-        }
+        };
+        self.speaks = version;
         self.contact = Contact::Here;
         // Something greater that was sent may still be on its way and would take the node out of step.
         if hello.desired_digest != self.digest || hello.generation < self.sent {

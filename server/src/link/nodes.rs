@@ -8,7 +8,7 @@ use std::net::IpAddr;
 use serde_json::{Map, Value, json};
 use skiff_protocol::quantity::Quantity;
 use skiff_protocol::topic::NodeName;
-use skiff_protocol::wire::{NodeInfo, feature};
+use skiff_protocol::wire::{NodeInfo, OLDEST, VERSION, feature};
 
 use super::limits;
 use super::status::{bounded, set_condition};
@@ -141,9 +141,9 @@ pub(crate) fn set_liveness(node: &mut Value, liveness: &Liveness, now: &str) {
         Liveness::Incompatible {
             versions: (low, high),
         } => {
-            let ours = skiff_protocol::wire::VERSION;
             let message = format!(
-                "the agent speaks wire versions {low} to {high} and this server {ours}; upgrade the older of them"
+                "the agent speaks wire versions {low} to {high} and this server {OLDEST} to {VERSION}; upgrade the older of \
+                 them"
             );
             set_condition(status, "Ready", "False", "IncompatibleAgent", &message, now);
         }

@@ -313,7 +313,7 @@ impl SimNode {
         ));
         options.tls = Some(tls);
         options.subscriptions = vec![Topic::node_filter(&self.name)];
-        let bye = frames(&encode_up(&Up::Bye { epoch: self.epoch }), 0)
+        let bye = frames(wire::OLDEST, &encode_up(&Up::Bye { epoch: self.epoch }), 0)
             .unwrap()
             .remove(0);
         let topic = Topic::up(&self.name, UpKind::Bye).to_string();
@@ -362,7 +362,7 @@ impl SimNode {
     pub(crate) async fn hello(&mut self) {
         let hello = Hello {
             epoch: self.epoch,
-            versions: (wire::VERSION, wire::VERSION),
+            versions: (wire::OLDEST, wire::VERSION),
             max_frame: limits::FRAME as u32,
             generation: self.generation,
             desired_digest: self.index.digest(),
@@ -384,7 +384,7 @@ impl SimNode {
         }
         .to_string();
         self.sent += 1;
-        for payload in frames(&encode_up(up), self.sent as u32).unwrap() {
+        for payload in frames(wire::OLDEST, &encode_up(up), self.sent as u32).unwrap() {
             self.publish(&topic, payload).await;
         }
     }

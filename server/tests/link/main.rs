@@ -265,7 +265,9 @@ async fn what_is_wrong_is_counted_and_touches_nothing() {
     };
     two.publish(
         &theirs,
-        wire::frames(&wire::encode_up(&said), 1).unwrap().remove(0),
+        wire::frames(wire::OLDEST, &wire::encode_up(&said), 1)
+            .unwrap()
+            .remove(0),
     )
     .await;
     // A stale repetition, then a gap: the gap is asked about, what came with it counts.

@@ -5,9 +5,10 @@
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
-use std::os::unix::net::UnixDatagram;
-use std::path::PathBuf;
+use std::io::{Read as _, Write as _};
+use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::net::{UnixDatagram, UnixStream};
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde_json::{Value, json};
@@ -145,7 +146,8 @@ fn a_damaged_journal_stops_the_agent_and_touches_nothing() {
 /// Pods that run while their agent is replaced.
 const CROWD: usize = 50;
 
-/// A new binary over the old, as a package manager puts it there.
+/// A new binary over the old, as a package manager puts it there: of the next version, which speaks otherwise to shims and
+/// to servers that know it. Then the old one is put back, as by a device that does not trust its update.
 #[test]
 fn an_upgrade_of_the_agent_touches_no_pod() {
     let mut cluster = Cluster::start(&Setup {
@@ -159,9 +161,8 @@ fn an_upgrade_of_the_agent_touches_no_pod() {
     fs::copy(programs::agent(), &installed).unwrap();
     cluster.node.program.clone_from(&installed);
     cluster.node.start();
-    let counts = "trap 'exit 0' TERM; i=0; while :; do i=$((i+1)); echo \"n $i\"; sleep 1 & wait $!; done";
     for number in 0..CROWD {
-        cluster.apply(&pod(&format!("n{number}"), &shell(counts), Value::Null));
+        cluster.apply(&pod(&format!("n{number}"), &shell(COUNTS), Value::Null));
     }
     for number in 0..CROWD {
         cluster.running(&format!("n{number}"));
@@ -169,48 +170,93 @@ fn an_upgrade_of_the_agent_touches_no_pod() {
     let inits = cluster.node.inits();
     assert_eq!(inits.len(), CROWD);
 
-    // Another file under the same name, and not the same bytes.
-    let next = cluster.dir().join("skiff-agent.new");
-    let mut bytes = fs::read(&installed).unwrap();
-    bytes.extend_from_slice(b"the next version");
-    fs::write(&next, &bytes).unwrap();
-    fs::set_permissions(&next, PermissionsExt::from_mode(0o755)).unwrap();
-    fs::rename(&next, &installed).unwrap();
+    // The version that an agent of this file runs as is told by the file's length.
+    let first = fs::read(&installed).unwrap();
+    let mut second = fs::read(programs::next_agent()).unwrap();
+    second.resize(second.len().max(first.len() + 1), 0);
     let file = |pid: i32| fs::metadata(format!("/proc/{pid}/exe")).unwrap().len();
-    cluster.node.stop();
-    cluster.node.start();
-    let agent = cluster.node.process().pid();
-    assert_eq!(file(agent), bytes.len() as u64, "the new agent runs");
-    let shims = kernel::processes(&cluster.node.run.join("node/pods"));
-    assert_eq!(shims.len(), CROWD);
+    let of = |cluster: &Cluster, bytes: &[u8]| {
+        let shims = kernel::processes(&cluster.node.run.join("node/pods"));
+        let (these, others): (Vec<_>, Vec<_>) = shims
+            .iter()
+            .partition(|(pid, _)| file(*pid) == bytes.len() as u64);
+        (these.len(), others.len())
+    };
+    install(&mut cluster, &installed, &second);
+    assert_eq!(
+        file(cluster.node.process().pid()),
+        second.len() as u64,
+        "the new agent runs"
+    );
+    assert_eq!(of(&cluster, &first), (CROWD, 0), "the old shims go on");
+    untouched(&cluster, &inits);
+    // And it does its work: what it adopted ends, and what is new begins in shims of its own.
+    let late = cluster.run(&pod("late", &shell(COUNTS), Value::Null));
+    assert_eq!(of(&cluster, &second), (1, CROWD));
+    cluster.kubectl(&["delete", "pod", "n0", "--grace-period=1"]).ok();
+    let gone = |cluster: &Cluster| cluster.node.inits().len() == CROWD;
+    until("the first Pod to go", 20, || gone(&cluster));
+    let inits = cluster.node.inits();
+    let uid = |pod: &Value| pod["metadata"]["uid"].as_str().unwrap().to_owned();
+    let old = cluster.running("n1");
     assert!(
-        shims.iter().all(|(pid, _)| file(*pid) < bytes.len() as u64),
-        "the old shims go on"
+        speaks_next(&cluster, &uid(&late)),
+        "the control: the next version is another"
+    );
+    assert!(
+        !speaks_next(&cluster, &uid(&old)),
+        "the control: the old shims know one version"
     );
 
-    cluster.is_ready();
-    assert_eq!(cluster.node.inits(), inits, "other processes than before");
-    for number in 0..CROWD {
-        let name = format!("n{number}");
-        let status = &cluster.running(&name)["status"]["containerStatuses"][0];
-        assert_eq!(status["restartCount"], 0, "{name}: {status}");
-        let log = numbers(&cluster.logs(&[&name]));
-        assert_eq!(log, (1..=log.len() as u64).collect::<Vec<_>>(), "{name}");
-    }
-    // And it does its work: what it adopted ends, and what is new begins in shims of its own.
-    cluster.run(&pod("late", &shell(IDLE), Value::Null));
-    let shims = kernel::processes(&cluster.node.run.join("node/pods"));
-    assert_eq!(
-        shims
-            .iter()
-            .filter(|(pid, _)| file(*pid) == bytes.len() as u64)
-            .count(),
-        1
-    );
+    install(&mut cluster, &installed, &first);
+    assert_eq!(file(cluster.node.process().pid()), first.len() as u64);
+    untouched(&cluster, &inits);
+    let log = numbers(&cluster.logs(&["late"]));
+    assert_eq!(log, (1..=log.len() as u64).collect::<Vec<_>>(), "late");
+    assert_eq!(of(&cluster, &second), (1, CROWD - 1));
     cluster
         .kubectl(&["delete", "pods", "--all", "--grace-period=1"])
         .ok();
     cluster.is_empty();
+}
+
+/// Writes a number each second.
+const COUNTS: &str =
+    "trap 'exit 0' TERM; i=0; while :; do i=$((i+1)); echo \"n $i\"; sleep 1 & wait $!; done";
+
+/// Another file under the same name, as a package manager does it, and the agent started anew.
+fn install(cluster: &mut Cluster, installed: &Path, bytes: &[u8]) {
+    let next = installed.with_extension("new");
+    fs::write(&next, bytes).unwrap();
+    fs::set_permissions(&next, fs::Permissions::from_mode(0o755)).unwrap();
+    fs::rename(&next, installed).unwrap();
+    cluster.node.stop();
+    cluster.node.start();
+    cluster.is_ready();
+}
+
+/// Every Pod of the crowd that is there runs as before, and none of its log is lost.
+#[track_caller]
+fn untouched(cluster: &Cluster, inits: &BTreeSet<Init>) {
+    assert_eq!(cluster.node.inits(), *inits, "other processes than before");
+    let names = cluster.kubectl(&["get", "pods", "-o", "name"]).ok();
+    assert_eq!(names.lines().count(), inits.len(), "{names}");
+    for name in names.lines().filter_map(|line| line.strip_prefix("pod/")) {
+        let status = &cluster.running(name)["status"]["containerStatuses"][0];
+        assert_eq!(status["restartCount"], 0, "{name}: {status}");
+        let log = numbers(&cluster.logs(&[name]));
+        assert_eq!(log, (1..=log.len() as u64).collect::<Vec<_>>(), "{name}");
+    }
+}
+
+/// Whether a Pod's shim answers a question for its state in frames of version 2.
+fn speaks_next(cluster: &Cluster, uid: &str) -> bool {
+    let socket = cluster.node.run.join("node/pods").join(uid).join("shim.sock");
+    let mut shim = UnixStream::connect(socket).unwrap();
+    shim.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+    shim.write_all(&[0, 0, 0, 3, 2, !0, !5]).unwrap();
+    let mut answer = [0; 5];
+    shim.read_exact(&mut answer).is_ok() && answer[4] == 2
 }
 
 #[test]
@@ -262,7 +308,7 @@ fn a_service_manager_hears_how_the_agent_is() {
 const FRAMES: usize = 8192;
 
 /// The segment with the higher epoch in its header.
-fn ruling_segment(dir: &std::path::Path) -> PathBuf {
+fn ruling_segment(dir: &Path) -> PathBuf {
     let epoch = |path: &PathBuf| {
         let bytes = fs::read(path).unwrap();
         u64::from_le_bytes(bytes[24..32].try_into().unwrap())

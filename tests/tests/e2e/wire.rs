@@ -12,7 +12,7 @@ use skiff_pki::FleetAuthority;
 use skiff_protocol::limits;
 use skiff_protocol::topic::NodeName;
 use skiff_protocol::wire::desired::{Change, Desired, Index, signed_bytes};
-use skiff_protocol::wire::{Down, Frame, decode_down, encode_down, frames};
+use skiff_protocol::wire::{Down, Frame, OLDEST, decode_down, encode_down, frames};
 
 use crate::harness::middle::{Middle, Seen};
 use crate::harness::pods::{IDLE, NUMBERS, numbers};
@@ -72,7 +72,7 @@ fn desired(seen: &[Seen]) -> Vec<(Seen, Desired)> {
 }
 
 fn payload(message: &Down) -> Vec<u8> {
-    frames(&encode_down(message), 1).unwrap().remove(0)
+    frames(OLDEST, &encode_down(message), 1).unwrap().remove(0)
 }
 
 /// A desired state without a single Pod, signed by `sign` for `node`.
@@ -214,7 +214,7 @@ fn floods(scene: &Scene<'_>) {
         }
     });
     // Beginnings of messages that never end.
-    let long = frames(&vec![0; 4 * limits::FRAME], 0).unwrap();
+    let long = frames(OLDEST, &vec![0; 4 * limits::FRAME], 0).unwrap();
     for id in 0..50_u32 {
         let mut chunk = long[0].clone();
         chunk[2..6].copy_from_slice(&id.to_le_bytes());

@@ -5,7 +5,7 @@
 use ring::signature::Ed25519KeyPair;
 use skiff_protocol::topic::NodeName;
 use skiff_protocol::wire::desired::{Change, Desired, Index, signed_bytes};
-use skiff_protocol::wire::{Down, encode_down, frames};
+use skiff_protocol::wire::{Down, OLDEST, encode_down, frames};
 use skiff_tests::rng::Rng;
 
 /// The seed of the key of somebody who owns the broker.
@@ -85,5 +85,5 @@ pub(crate) fn forge(message: &Down, node: &NodeName, rng: &mut Rng) -> Option<Ve
         _ => return None,
     };
     let id = u32::try_from(rng.below(1 << 32)).expect("below 2^32");
-    frames(&encode_down(&forged), id).ok()
+    frames(OLDEST, &encode_down(&forged), id).ok()
 }

@@ -11,7 +11,9 @@ use skiff_core::Core;
 use skiff_protocol::topic::NodeName;
 use skiff_protocol::wire::spec::RestartPolicy;
 use skiff_protocol::wire::status::{ContainerState, Phase, PodStatus};
-use skiff_protocol::wire::{Assembler, Down, Up, decode_down, decode_up, encode_down, encode_up, frames};
+use skiff_protocol::wire::{
+    Assembler, Down, OLDEST, Up, decode_down, decode_up, encode_down, encode_up, frames,
+};
 use skiff_tests::rng::Rng;
 
 use crate::link;
@@ -229,7 +231,7 @@ impl World {
 
     fn send_up(&mut self, node: usize, up: &Up) {
         self.message = self.message.wrapping_add(1);
-        let payloads = frames(&encode_up(up), self.message).expect("a message within its bound");
+        let payloads = frames(OLDEST, &encode_up(up), self.message).expect("a message within its bound");
         for (delay, bytes) in link::carry(payloads, self.faults, &mut self.rng) {
             self.after(delay, Job::Up(node, bytes));
         }
@@ -237,7 +239,8 @@ impl World {
 
     fn send_down(&mut self, node: usize, message: &Down) {
         self.message = self.message.wrapping_add(1);
-        let mut payloads = frames(&encode_down(message), self.message).expect("a message within its bound");
+        let mut payloads =
+            frames(OLDEST, &encode_down(message), self.message).expect("a message within its bound");
         let forging = self.defect == Defect::BelievesAnybody || (self.faults && self.rng.percent(5));
         if forging && let Some(forged) = link::forge(message, &self.server.names[node], &mut self.rng) {
             payloads = forged;

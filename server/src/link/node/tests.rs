@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use ring::signature::{Ed25519KeyPair, KeyPair as _};
 use skiff_protocol::sha256;
-use skiff_protocol::wire::NodeInfo;
 use skiff_protocol::wire::desired::verify;
+use skiff_protocol::wire::{NodeInfo, OLDEST, VERSION};
 
 use super::super::compile::Compiled;
 use super::*;
@@ -52,7 +52,7 @@ fn state(pods: &[(u8, usize)]) -> NodeState {
 fn hello(epoch: u64, generation: u64, state: &NodeState) -> Hello {
     Hello {
         epoch,
-        versions: (VERSION, VERSION),
+        versions: (OLDEST, VERSION),
         max_frame: 32 * 1024,
         generation,
         desired_digest: state.index.digest(),
@@ -282,6 +282,11 @@ fn contact_is_lost_and_found() {
     // An agent whose journal was lost begins again at epoch 1.
     node.hello(&hello(9, 0, &state(&[]))).unwrap();
     assert!(node.hello(&hello(1, 0, &state(&[]))).is_ok() && node.is_here());
+    // One of the next version that still speaks ours is told things in ours.
+    let mut newer = hello(10, 0, &state(&[]));
+    newer.versions = (OLDEST, VERSION + 1);
+    let (liveness, _) = node.hello(&newer).unwrap();
+    assert_eq!((liveness, node.speaks()), (Liveness::Ready, VERSION));
     let mut strange = hello(10, 0, &state(&[]));
     strange.versions = (VERSION + 1, VERSION + 2);
     let (liveness, answer) = node.hello(&strange).unwrap();

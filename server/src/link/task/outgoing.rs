@@ -12,7 +12,7 @@ use tokio::time::Instant;
 
 use super::Task;
 use crate::link::limits;
-use crate::link::node::Step;
+use crate::link::node::{Node, Step};
 
 impl Task {
     pub(super) fn serve_streams(&mut self) {
@@ -83,7 +83,8 @@ impl Task {
         }
         .to_string();
         self.message_id = self.message_id.wrapping_add(1);
-        let frames = match wire::frames(&encode_down(down), self.message_id) {
+        let version = self.nodes.get(name).map_or(wire::OLDEST, Node::speaks);
+        let frames = match wire::frames(version, &encode_down(down), self.message_id) {
             Ok(frames) => frames,
             Err(error) => {
                 tracing::error!(node = %name, %error, "a message to the node is too long");

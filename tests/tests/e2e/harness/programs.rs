@@ -62,6 +62,11 @@ pub(crate) fn agent() -> PathBuf {
     ours("skiff-agent")
 }
 
+/// `skiff-agent` as the release after this one may be: it speaks the next version of the wire, and of the shims' frames.
+pub(crate) fn next_agent() -> PathBuf {
+    find("SKIFF_NEXT_DIR", "next", "cargo xtask test --only build").join("skiff-agent")
+}
+
 fn ours(name: &str) -> PathBuf {
     let build = "cargo build --package skiff --package skiff-agent";
     let path = find("SKIFF_BIN_DIR", "debug", build).join(name);
