@@ -5,7 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
-use std::io::{Read as _, Write as _};
+use std::io::{Read as _, Seek as _, Write as _};
 use std::os::unix::fs::FileExt as _;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
@@ -27,6 +27,8 @@ const LARGEST: usize = 32 << 20;
 pub(crate) enum Cut {
     /// All of it is lost.
     Clean,
+    /// All of it is there.
+    Whole,
     /// Each request is kept, lost, or torn between its sectors, as the seed has it.
     Torn(u64),
 }
@@ -41,7 +43,23 @@ pub(crate) enum Health {
     Failing,
 }
 
-struct State {
+/// One thing that was asked of a disk and changes it.
+#[derive(Clone, Debug)]
+pub(crate) enum Request {
+    /// These bytes are written there; `through` the cache where the client asked for it.
+    Write {
+        /// Byte of the disk.
+        at: u64,
+        /// Whole sectors.
+        bytes: Vec<u8>,
+        /// With FUA.
+        through: bool,
+    },
+    /// What was written before is durable.
+    Flush,
+}
+
+pub(crate) struct State {
     file: File,
     size: u64,
     /// By sector: the request that wrote it, and its content.
@@ -54,6 +72,8 @@ struct State {
     fuse: Option<u64>,
     /// The power is off.
     off: bool,
+    /// All requests since somebody began to record them.
+    record: Option<Vec<Request>>,
 }
 
 /// The disk, from when it is plugged in until its power is cut.
@@ -121,34 +141,33 @@ impl Disk {
         lock(&self.state).written
     }
 
+    /// Makes everything durable, copies the disk to `base`, and records what it is asked for from then on.
+    pub(crate) fn record(&self, base: &Path) {
+        let mut state = lock(&self.state);
+        state.flush().unwrap();
+        let mut from = &state.file;
+        from.rewind().unwrap();
+        let mut to = File::create(base).unwrap();
+        std::io::copy(&mut from, &mut to).unwrap();
+        state.record = Some(Vec::new());
+    }
+
+    /// Requests recorded so far.
+    pub(crate) fn recorded(&self) -> usize {
+        lock(&self.state).record.as_ref().map_or(0, Vec::len)
+    }
+
+    /// The requests that were recorded; no more are.
+    pub(crate) fn take_record(&self) -> Vec<Request> {
+        lock(&self.state).record.take().unwrap_or_default()
+    }
+
     /// The power goes: no later request is honoured.
     pub(crate) fn cut(self, how: Cut) -> Account {
         let mut state = lock(&self.state);
         state.off = true;
+        let kept = state.keep(how, &state.file).unwrap();
         let cache = std::mem::take(&mut state.cache);
-        let mut kept = 0;
-        if let Cut::Torn(seed) = how {
-            let mut rng = Rng::new(seed);
-            let requests: BTreeSet<u64> = cache.values().map(|(request, _)| *request).collect();
-            // Of a hundred: how many of the request's sectors are kept.
-            let fates: BTreeMap<u64, u64> = requests
-                .into_iter()
-                .map(|request| {
-                    let fate = match rng.below(10) {
-                        0..4 => 100,
-                        4 => rng.below(100),
-                        _ => 0,
-                    };
-                    (request, fate)
-                })
-                .collect();
-            for (sector, (request, content)) in &cache {
-                if rng.below(100) < fates[request] {
-                    state.file.write_all_at(content, sector * SECTOR as u64).unwrap();
-                    kept += 1;
-                }
-            }
-        }
         state.file.sync_data().unwrap();
         std::fs::remove_file(&self.socket).ok();
         Account {
@@ -165,7 +184,7 @@ fn lock(state: &Mutex<State>) -> MutexGuard<'_, State> {
 }
 
 impl State {
-    fn new(file: File) -> Self {
+    pub(crate) fn new(file: File) -> Self {
         Self {
             size: file.metadata().unwrap().len(),
             file,
@@ -176,7 +195,50 @@ impl State {
             health: Health::Good,
             fuse: None,
             off: false,
+            record: None,
         }
+    }
+
+    /// Does what it was asked for once.
+    pub(crate) fn repeat(&mut self, request: &Request) -> std::io::Result<()> {
+        match request {
+            Request::Write { at, bytes, through } => self.write(*at, bytes, *through),
+            Request::Flush => self.flush(),
+        }
+    }
+
+    /// Sectors that no flush has covered.
+    pub(crate) fn unflushed(&self) -> usize {
+        self.cache.len()
+    }
+
+    /// Writes to `file`, which holds what is durable, what is there besides when the power goes so. Gives back how many
+    /// sectors that are.
+    pub(crate) fn keep(&self, how: Cut, file: &File) -> std::io::Result<usize> {
+        let mut rng = match how {
+            Cut::Clean => return Ok(0),
+            Cut::Whole => None,
+            Cut::Torn(seed) => Some(Rng::new(seed)),
+        };
+        let requests: BTreeSet<u64> = self.cache.values().map(|(request, _)| *request).collect();
+        // Of a hundred: how many of the request's sectors are kept.
+        let mut fate = |_: &u64| match &mut rng {
+            None => 100,
+            Some(rng) => match rng.below(10) {
+                0..4 => 100,
+                4 => rng.below(100),
+                _ => 0,
+            },
+        };
+        let fates: BTreeMap<u64, u64> = requests.iter().map(|it| (*it, fate(it))).collect();
+        let mut kept = 0;
+        for (sector, (request, content)) in &self.cache {
+            if rng.as_mut().map_or(0, |rng| rng.below(100)) < fates[request] {
+                file.write_all_at(content, sector * SECTOR as u64)?;
+                kept += 1;
+            }
+        }
+        Ok(kept)
     }
 
     /// Whether the fuse ends with this request.
@@ -208,6 +270,10 @@ impl State {
     fn write(&mut self, at: u64, bytes: &[u8], through: bool) -> std::io::Result<()> {
         self.requests += 1;
         self.written += bytes.len() as u64;
+        if let Some(record) = &mut self.record {
+            let bytes = bytes.to_vec();
+            record.push(Request::Write { at, bytes, through });
+        }
         let first = at / SECTOR as u64;
         if through {
             self.file.write_all_at(bytes, at)?;
@@ -227,6 +293,7 @@ impl State {
 
     fn flush(&mut self) -> std::io::Result<()> {
         self.flushes += 1;
+        self.record.iter_mut().for_each(|it| it.push(Request::Flush));
         for (sector, (_, content)) in std::mem::take(&mut self.cache) {
             self.file.write_all_at(&content, sector * SECTOR as u64)?;
         }

@@ -22,5 +22,6 @@ mod machine;
 mod node;
 mod payload;
 mod power;
+mod replay;
 mod wear;
 mod wedged;

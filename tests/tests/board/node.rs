@@ -42,6 +42,8 @@ pub(crate) struct Wanted<'a> {
     pub(crate) before: &'a str,
     /// What the agent is started through.
     pub(crate) through: &'a str,
+    /// Bytes of its disk; 0 is 1 GiB.
+    pub(crate) disk: u64,
 }
 
 /// A board that has joined a fleet.
@@ -64,7 +66,7 @@ impl Board {
         });
         control.import(&file("images/busybox.tar"));
         let image = control.dir().join("disk.img");
-        format(&image, 1 << 30);
+        format(&image, if wanted.disk == 0 { 1 << 30 } else { wanted.disk });
         let mut board = Self {
             machine: None,
             control,
@@ -208,6 +210,12 @@ impl Board {
             it["status"]["phase"] == "Running"
                 && containers.is_some_and(|all| all.iter().all(|one| !one["state"]["running"].is_null()))
         })
+    }
+
+    /// SIGKILL to the first process of a Pod's only container.
+    pub(crate) fn crash(&mut self, uid: &str) {
+        let procs = format!("/sys/fs/cgroup/skiff/{uid}/main-*/cgroup.procs");
+        self.run(&format!("kill -9 $(head -qn 1 {procs})"));
     }
 
     /// The cgroup of a Pod's only container, on the board.

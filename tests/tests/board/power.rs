@@ -7,12 +7,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use serde_json::{Value, json};
+use serde_json::Value;
 use skiff_tests::rng::Rng;
 
 use crate::disk::{Account, Cut};
-use crate::harness::pods::IDLE;
-use crate::harness::{pod, shell, wait};
+use crate::harness::wait;
 use crate::machine::Boot;
 use crate::node::{Board, PATIENCE, Wanted};
 use crate::payload;
@@ -112,31 +111,12 @@ impl Story {
         let name = format!("p{}", self.names);
         let is_payload = self.rng.percent(60);
         let once = self.rng.percent(25);
-        let mut container = shell(&format!("echo $MARK; {}; {IDLE}", payload::CHECK));
-        if is_payload {
-            let image = format!("payload:{name}");
-            let dir = self.board.control.dir().to_owned();
-            let archive = payload::write(&dir, &image, &mut self.rng);
-            self.board.control.import(&archive);
-            container["image"] = json!(image);
-        } else {
-            container["command"][2] = json!(format!("echo $MARK; {IDLE}"));
-        }
-        container["envFrom"] = json!([{ "configMapRef": { "name": name } }]);
-        let config = json!({
-            "apiVersion": "v1", "kind": "ConfigMap", "metadata": { "name": name }, "data": { "MARK": format!("mark-{name}") },
-        });
-        self.board.control.apply(&config);
-        let more = if once {
-            json!({ "restartPolicy": "Never" })
-        } else {
-            json!({})
-        };
-        self.board.control.apply(&pod(&name, &container, more));
-        let uid = self.board.control.get(&name).unwrap()["metadata"]["uid"]
-            .as_str()
-            .unwrap()
-            .to_owned();
+        let uid = payload::apply(
+            &self.board.control,
+            &name,
+            once,
+            is_payload.then_some(&mut self.rng),
+        );
         let known = Known {
             name,
             payload: is_payload,
@@ -160,11 +140,7 @@ impl Story {
         let known = self.known.get_mut(&uid).unwrap();
         known.deleting = true;
         let name = known.name.clone();
-        self.board
-            .control
-            .kubectl(&["delete", "pod", &name, "--wait=false", "--grace-period=1"])
-            .ok();
-        self.board.control.kubectl(&["delete", "configmap", &name]).ok();
+        payload::delete(&self.board.control, &name);
     }
 
     /// The first process of a container that never crashed is killed.
@@ -178,8 +154,7 @@ impl Story {
             return;
         }
         let uid = self.rng.pick(&all).clone();
-        let procs = format!("/sys/fs/cgroup/skiff/{uid}/main-*/cgroup.procs");
-        self.board.run(&format!("kill -9 $(head -qn 1 {procs})"));
+        self.board.crash(&uid);
     }
 
     /// Takes note of what the API shows by now.
