@@ -419,7 +419,7 @@ async fn run(
     }
 }
 
-/// Ends a pull that is stuck, and removes what it had begun, which its next try would begin anew.
+/// Ends a pull that is stuck, and removes what it had unpacked; what it had fetched stays for its next try.
 async fn give_up(mut child: Child, request: &PullRequest, patience: Duration) -> PullError {
     if let Err(error) = child.kill().await {
         warn!(image = request.reference, %error, "a pull that is stuck cannot be killed");

@@ -17,6 +17,16 @@ pub enum Error {
         /// The kernel's word.
         source: io::Error,
     },
+    /// A layer needs more room than there is.
+    #[error("{path}: a layer needs at least {needed} bytes, and {free} are free; free some", path = path.display())]
+    Full {
+        /// The directory of the store.
+        path: PathBuf,
+        /// Bytes of the layer as transferred; it unpacks to no less.
+        needed: u64,
+        /// Bytes that are free.
+        free: u64,
+    },
     /// A metadata file is not what the store writes. Pulling the image again repairs it.
     #[error("{path}: the image's metadata is damaged: {reason}; pull the image again", path = path.display())]
     Damaged {

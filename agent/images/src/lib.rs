@@ -3,6 +3,7 @@
 //! What always holds:
 //! - An image that [`Store::resolve`] gives is whole: each layer was verified twice (the digest of what was
 //!   transferred, the diff ID of what was unpacked), synced, and only then named.
+//! - What has come of a layer is kept until the layer is whole, and believed for nothing but its digest in the end.
 //! - A layer directory under `layers/` never changes.
 //! - Nothing of an image is followed out of its own tree: neither by the unpack nor by a look at `/etc/passwd`.
 //! - Every byte from a registry is counted against a bound of [`limits`] before it is kept.
@@ -18,6 +19,7 @@ mod error;
 mod image;
 pub mod limits;
 mod merged;
+mod partial;
 pub mod pull;
 mod registry;
 mod store;

@@ -4,6 +4,7 @@
 //! layers/<diff ID>/          the unpacked tree of one layer, ready to be an overlayfs lower directory
 //! images/<manifest>.json     what an image consists of: configuration and diff IDs, bottom first
 //! refs/<hash of name>.json   which image a reference means
+//! partial/<digest>           what has come of a layer that is not whole yet
 //! tmp/<pid>-<n>/             what a pull is working on; `lock` in it is held while the pull lives
 //! ```
 //!
@@ -26,17 +27,24 @@ use crate::digest::sha256;
 use crate::error::Error;
 use crate::image::{Image, ImageConfig};
 use crate::limits::{MAX_LAYERS, MAX_METADATA_BYTES};
+use crate::partial::{self, Partial};
 
 const LAYERS: &str = "layers";
 const IMAGES: &str = "images";
 const REFS: &str = "refs";
 const TMP: &str = "tmp";
+const PARTIAL: &str = "partial";
 const LOCK: &str = "lock";
 /// Raised when the files of the store change their meaning; another version is refused, never guessed at.
 const FORMAT: u32 = 1;
 
 /// Times that this process has had the disk flush its cache.
 static SYNCS: AtomicU64 = AtomicU64::new(0);
+
+/// The disk was had to flush its cache once more.
+pub(crate) fn count_sync() {
+    SYNCS.fetch_add(1, Ordering::Relaxed);
+}
 
 /// Times that this process has had the disk flush its cache.
 pub(crate) fn syncs() -> u64 {
@@ -97,13 +105,15 @@ pub struct Store {
 }
 
 impl Store {
-    /// Opens the store at `root`, makes it if it is not there, and clears what pulls that died left in `tmp`.
+    /// Opens the store at `root`, makes it if it is not there, and clears what pulls that died left in `tmp`, and of layers
+    /// that nobody has gone on with for a week.
     ///
     /// # Errors
     /// [`Error::Io`] names the path that could not be made, synced or cleared.
     pub fn open(root: impl AsRef<Path>) -> Result<Self, Error> {
         let store = Self::attach(root)?;
         store.clear_tmp()?;
+        partial::clear(&store.root.join(PARTIAL), false)?;
         Ok(store)
     }
 
@@ -112,7 +122,7 @@ impl Store {
         let root = root.as_ref().to_owned();
         fs::create_dir_all(&root).map_err(Error::io("create", &root))?;
         let mut made = false;
-        for name in [LAYERS, IMAGES, REFS, TMP] {
+        for name in [LAYERS, IMAGES, REFS, TMP, PARTIAL] {
             let path = root.join(name);
             match fs::create_dir(&path) {
                 Ok(()) => made = true,
@@ -263,12 +273,45 @@ impl Store {
         Ok(Stage { path, _lock: lock })
     }
 
+    /// What has come of the layer with this digest; nothing while another pull has it.
+    pub(crate) fn partial(&self, layer: &Digest) -> Result<Option<Partial>, Error> {
+        Partial::open(&self.root.join(PARTIAL).join(layer.hex()))
+    }
+
+    /// Bytes that are free for a layer of `size` bytes as transferred, once what others have begun was given up for it where
+    /// that is needed. What it unpacks to is no less, so to fetch it for less room would be a waste.
+    pub(crate) fn room_for(&self, size: u64) -> Result<u64, Error> {
+        let mut free = self.free()?;
+        if free < size {
+            self.reclaim()?;
+            free = self.free()?;
+        }
+        if free < size {
+            return Err(Error::Full {
+                path: self.root.clone(),
+                needed: size,
+                free,
+            });
+        }
+        Ok(free)
+    }
+
+    fn free(&self) -> Result<u64, Error> {
+        let disk = rustix::fs::statvfs(&self.root).map_err(Error::sys("look at the disk of", &self.root))?;
+        Ok(disk.f_bavail.saturating_mul(disk.f_frsize))
+    }
+
+    /// Gives up what has come of layers that no pull is at, to make room. Gives back how many bytes that were.
+    pub(crate) fn reclaim(&self) -> Result<u64, Error> {
+        partial::clear(&self.root.join(PARTIAL), true)
+    }
+
     /// Syncs the tree at `unpacked` and names it as the layer `diff_id`. Another pull may have been faster; its tree
     /// then stays, for it has the same content.
     pub(crate) fn commit_layer(&self, unpacked: &Path, diff_id: &Digest) -> Result<(), Error> {
         let tree = File::open(unpacked).map_err(Error::io("open", unpacked))?;
         rustix::fs::syncfs(&tree).map_err(Error::sys("sync the file system of", unpacked))?;
-        SYNCS.fetch_add(1, Ordering::Relaxed);
+        count_sync();
         let target = self.layer_path(diff_id);
         match fs::rename(unpacked, &target) {
             Ok(()) => {}
@@ -368,9 +411,14 @@ pub(crate) struct Stage {
 }
 
 impl Stage {
-    /// An empty directory for a layer to be unpacked into.
+    /// The directory for a layer to be unpacked into.
+    pub(crate) fn layer_path(&self) -> PathBuf {
+        self.path.join("layer")
+    }
+
+    /// The same, empty.
     pub(crate) fn layer_dir(&self) -> Result<PathBuf, Error> {
-        let path = self.path.join("layer");
+        let path = self.layer_path();
         remove_tree(&path)?;
         fs::create_dir(&path).map_err(Error::io("create", &path))?;
         Ok(path)
@@ -420,7 +468,7 @@ fn write_record<T: Serialize>(stage: &Stage, path: &Path, record: &T) -> Result<
     let mut file = File::create(&tmp).map_err(Error::io("create", &tmp))?;
     file.write_all(&bytes).map_err(Error::io("write", &tmp))?;
     file.sync_all().map_err(Error::io("sync", &tmp))?;
-    SYNCS.fetch_add(1, Ordering::Relaxed);
+    count_sync();
     fs::rename(&tmp, path).map_err(Error::io("rename a record to", path))?;
     let directory = path.parent().unwrap_or(path);
     sync_dir(directory)
@@ -429,7 +477,7 @@ fn write_record<T: Serialize>(stage: &Stage, path: &Path, record: &T) -> Result<
 fn sync_dir(path: &Path) -> Result<(), Error> {
     let directory = File::open(path).map_err(Error::io("open", path))?;
     directory.sync_all().map_err(Error::io("sync", path))?;
-    SYNCS.fetch_add(1, Ordering::Relaxed);
+    count_sync();
     Ok(())
 }
 

@@ -12,7 +12,10 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use common::fixture::{Fixture, Reply, Request, honest};
-use common::{Compression, Layout, Outcome, request, run, sha256, spawn, tar, usual_config, usual_layers};
+use common::{
+    Compression, Layout, Outcome, content, noise, one_layer, request, run, sha256, source, spawn, tar,
+    usual_config, usual_layers,
+};
 use serde_json::json;
 use skiff_images::Store;
 use skiff_images::pull::{PullReport, Source, SourceKind};
@@ -21,45 +24,6 @@ use skiff_protocol::image_ref::ImageRef;
 #[test]
 fn role() {
     common::role();
-}
-
-fn source(fixture: &Fixture) -> Source {
-    Source {
-        plain_http: true,
-        ..Source::new(SourceKind::Registry, fixture.url())
-    }
-}
-
-/// Text that does not compress, so that a layer has many packets; from a fixed seed.
-fn noise(bytes: usize) -> String {
-    let mut state = 0x2545_f491_4f6c_dd1d_u64;
-    let mut text = String::with_capacity(bytes);
-    while text.len() < bytes {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        text.push(char::from(b' ' + u8::try_from(state % 95).unwrap()));
-    }
-    text
-}
-
-/// A layout with one image `v1` of one layer; gives the layer's digest too.
-fn one_layer(files: &[(&str, &str)], compression: Compression) -> (Layout, String) {
-    let mut layout = Layout::new();
-    let content = tar(files);
-    let image = layout.image(("amd64", None), &json!({}), &[(content.clone(), compression)]);
-    layout.tag("v1", &image);
-    let digest = sha256(&common::compress(&content, compression).0);
-    (layout, digest)
-}
-
-fn content(store: &Path, reference: &str, layer: usize, path: &str) -> String {
-    let image = Store::open(store)
-        .unwrap()
-        .resolve(&ImageRef::parse(reference).unwrap())
-        .unwrap()
-        .unwrap();
-    fs::read_to_string(image.layers[layer].join(path)).unwrap()
 }
 
 #[test]

@@ -1,10 +1,13 @@
 //! One source's try at an image: manifest, configuration, layers, commit.
 //!
-//! Always holds: a layer that was committed stays committed, so the next source, or the next pull, goes on from there.
+//! Always holds: a layer that was committed stays committed, and what has come of one that was not is kept, so the next
+//! source, or the next pull, goes on from there. Two pulls that need one layer fetch it once.
 
 use std::fs::File;
 use std::io;
 use std::os::fd::AsFd;
+use std::thread;
+use std::time::Duration;
 
 use skiff_protocol::image_ref::{Digest, ImageRef};
 
@@ -12,11 +15,18 @@ use super::{ProgressSink, PullRequest, Source, SourceKind};
 use crate::decompress::Decompressed;
 use crate::digest::HashingReader;
 use crate::error::{Error, UnpackError};
+use crate::partial::Partial;
 use crate::registry::{
     BlobReader, Client, Config, Descriptor, Document, Manifest, ReadFailure, RegistryError, choose,
 };
 use crate::store::{ImageRecord, Stage, Store};
 use crate::unpack::{DeviceNodes, UnpackOptions, unpack_layer};
+
+/// How many times its size must be free for what comes of a layer to be kept beside what it unpacks to.
+const ROOM: u64 = 4;
+
+/// How often a pull asks whether another one is done with a layer that both need.
+const AGAIN: Duration = Duration::from_millis(500);
 
 /// Why one source gave no image.
 #[derive(Debug, thiserror::Error)]
@@ -39,6 +49,20 @@ impl Failure {
             Self::Unpack { error, .. } => matches!(error, UnpackError::Write { .. }),
             Self::Registry(_) => false,
         }
+    }
+
+    /// Whether what came is not what was asked for, or is nothing that a layer can be.
+    fn is_of_content(&self) -> bool {
+        match self {
+            Self::Unpack { error, .. } => !matches!(error, UnpackError::Write { .. }),
+            Self::Registry(error) => matches!(error, RegistryError::Mismatch { .. }),
+            Self::Store(_) | Self::Listener(_) => false,
+        }
+    }
+
+    fn is_full_disk(&self) -> bool {
+        matches!(self, Self::Unpack { error: UnpackError::Write { source, .. }, .. }
+            if source.kind() == io::ErrorKind::StorageFull)
     }
 
     pub(crate) fn is_unavailable(&self) -> bool {
@@ -125,7 +149,8 @@ impl Attempt<'_> {
         }
     }
 
-    /// Transfers, verifies, unpacks and commits one layer. Returns the bytes that it unpacked to, at most `left`.
+    /// Transfers, verifies, unpacks and commits one layer, or waits for a pull that is at it. Returns the bytes that it
+    /// unpacked to, at most `left`.
     fn layer(
         &self,
         client: &mut Client,
@@ -134,6 +159,96 @@ impl Attempt<'_> {
         left: u64,
         progress: &mut dyn ProgressSink,
     ) -> Result<u64, Failure> {
+        let (mut may_doubt, mut may_reclaim) = (true, true);
+        loop {
+            let Some(mut partial) = self.partial(layer, diff_id, progress)? else {
+                return Ok(0);
+            };
+            if self.store.room_for(layer.size)? / ROOM < layer.size {
+                partial.stop();
+            }
+            let (unpacked, partial, known) =
+                self.try_layer(client, layer, diff_id, left, progress, partial)?;
+            let failure = match unpacked {
+                Ok(length) => {
+                    self.commit(diff_id, partial)?;
+                    return Ok(length);
+                }
+                Err(failure) => failure,
+            };
+            let Some(mut partial) = partial else {
+                return Err(failure);
+            };
+            if failure.is_of_content() {
+                // Never gone on with. If some of it came before this pull, that may be what is wrong.
+                partial.remove()?;
+                if known > 0 && std::mem::take(&mut may_doubt) {
+                    tracing::warn!(layer = %layer.digest, %failure, "what was kept of the layer is wrong; it is fetched anew");
+                    continue;
+                }
+            } else {
+                // A full disk may have no room for the last block.
+                let _ = partial.keep();
+                drop(partial);
+                if failure.is_full_disk() && std::mem::take(&mut may_reclaim) && self.store.reclaim()? > 0 {
+                    continue;
+                }
+            }
+            return Err(failure);
+        }
+    }
+
+    /// What has come of a layer. While another pull is at it, waits; nothing once the layer is here.
+    fn partial(
+        &self,
+        layer: &Descriptor,
+        diff_id: &Digest,
+        progress: &mut dyn ProgressSink,
+    ) -> Result<Option<Partial>, Failure> {
+        loop {
+            let partial = self.store.partial(&layer.digest)?;
+            // Asked once it is ours, or the one who had it could have finished in between.
+            if self.store.has_layer(diff_id)? {
+                if let Some(partial) = partial {
+                    partial.remove()?;
+                }
+                return Ok(None);
+            }
+            if partial.is_some() {
+                return Ok(partial);
+            }
+            progress
+                .progress(&layer.digest, 0, layer.size)
+                .map_err(Failure::Listener)?;
+            thread::sleep(AGAIN);
+        }
+    }
+
+    /// Names a layer that is whole, and gives up what was kept of it.
+    fn commit(&self, diff_id: &Digest, partial: Option<Partial>) -> Result<(), Error> {
+        let (before, after) = match partial {
+            // What a fast link has brought is not worth a write.
+            Some(partial) if !partial.is_durable() => (Some(partial), None),
+            other => (None, other),
+        };
+        if let Some(partial) = before {
+            partial.remove()?;
+        }
+        self.store.commit_layer(&self.stage.layer_path(), diff_id)?;
+        after.map_or(Ok(()), Partial::remove)
+    }
+
+    /// One pass over a layer: the bytes that it unpacked to, what has come of it, and how much of that came before.
+    #[allow(clippy::type_complexity, reason = "it is taken apart where it is made")]
+    fn try_layer(
+        &self,
+        client: &mut Client,
+        layer: &Descriptor,
+        diff_id: &Digest,
+        left: u64,
+        progress: &mut dyn ProgressSink,
+        partial: Partial,
+    ) -> Result<(Result<u64, Failure>, Option<Partial>, u64), Failure> {
         let directory = self.stage.layer_dir()?;
         let root = File::open(&directory).map_err(Error::io("open", &directory))?;
         let what = format!("layer {}", layer.digest);
@@ -142,38 +257,42 @@ impl Attempt<'_> {
             max_entries: self.request.limits.max_entries,
             devices: DeviceNodes::Skip,
         };
-        let mut blob = BlobReader::new(client, progress, layer, &what);
+        let mut blob = BlobReader::new(client, progress, layer, &what, partial);
         let streamed = stream(&mut blob, &root, &options);
-        if let Some(failure) = blob.into_failure() {
-            return Err(match failure {
-                ReadFailure::Registry(error) => Failure::Registry(error),
-                ReadFailure::Listener(error) => Failure::Listener(error),
-            });
-        }
-        let mismatch = |what: String, expected: Digest, got: Digest| {
-            Failure::Registry(RegistryError::Mismatch { what, expected, got })
+        let (failure, partial, known) = blob.into_outcome();
+        let unpacked = match failure {
+            Some(ReadFailure::Registry(error)) => Err(Failure::Registry(error)),
+            Some(ReadFailure::Listener(error)) => Err(Failure::Listener(error)),
+            None => judge(streamed, layer, &what, diff_id),
         };
-        let unpack = |error| Failure::Unpack {
-            digest: layer.digest,
-            error,
-        };
-        // A lie is the better explanation of content that makes no sense.
-        let (transferred, _) = streamed
-            .transferred
-            .map_err(|error| unpack(UnpackError::Archive(error)))?;
-        if let Err(error @ (UnpackError::Write { .. } | UnpackError::Limit { .. })) = streamed.unpacked {
-            return Err(unpack(error));
-        }
-        if transferred != layer.digest {
-            return Err(mismatch(what, layer.digest, transferred));
-        }
-        let (content, length) = streamed.unpacked.map_err(unpack)?;
-        if content != *diff_id {
-            return Err(mismatch(format!("{what}, uncompressed"), *diff_id, content));
-        }
-        self.store.commit_layer(&directory, diff_id)?;
-        Ok(length)
+        Ok((unpacked, partial, known))
     }
+}
+
+/// Whether what has come is the layer.
+fn judge(streamed: Streamed, layer: &Descriptor, what: &str, diff_id: &Digest) -> Result<u64, Failure> {
+    let mismatch = |what: String, expected: Digest, got: Digest| {
+        Failure::Registry(RegistryError::Mismatch { what, expected, got })
+    };
+    let unpack = |error| Failure::Unpack {
+        digest: layer.digest,
+        error,
+    };
+    // A lie is the better explanation of content that makes no sense.
+    let (transferred, _) = streamed
+        .transferred
+        .map_err(|error| unpack(UnpackError::Archive(error)))?;
+    if let Err(error @ (UnpackError::Write { .. } | UnpackError::Limit { .. })) = streamed.unpacked {
+        return Err(unpack(error));
+    }
+    if transferred != layer.digest {
+        return Err(mismatch(what.to_owned(), layer.digest, transferred));
+    }
+    let (content, length) = streamed.unpacked.map_err(unpack)?;
+    if content != *diff_id {
+        return Err(mismatch(format!("{what}, uncompressed"), *diff_id, content));
+    }
+    Ok(length)
 }
 
 /// What one pass over a layer gave.

@@ -1,7 +1,8 @@
-//! A layer as one stream, whatever the connection does.
+//! A layer as one stream, whatever the connection does, and whatever ended the pull before this one.
 //!
-//! Always holds: the bytes come in order and exactly once. A broken connection is taken up by `Range` where it broke;
-//! a server that ignores `Range` is read again up to there. Retries are bounded, in a row and altogether.
+//! Always holds: the bytes come in order and exactly once. What an earlier pull had got comes from its file; the rest is
+//! asked for by `Range`, as after a broken connection; a server that ignores `Range` is read again up to there. Retries are
+//! bounded, in a row and altogether.
 
 use std::io::{self, Read};
 use std::thread;
@@ -14,6 +15,7 @@ use ureq::http::header::CONTENT_RANGE;
 use super::client::{Client, refusal};
 use super::{Descriptor, RegistryError};
 use crate::limits::{MAX_RETRIES, MAX_STALLED_RETRIES};
+use crate::partial::Partial;
 use crate::pull::ProgressSink;
 
 const FIRST_WAIT: Duration = Duration::from_millis(200);
@@ -34,6 +36,10 @@ pub(crate) struct BlobReader<'a> {
     digest: Digest,
     size: u64,
     what: String,
+    /// What has come of it, while that can be kept.
+    partial: Option<Partial>,
+    /// Bytes that came from there.
+    known: u64,
     body: Option<BodyReader<'static>>,
     offset: u64,
     stalled: u32,
@@ -47,6 +53,7 @@ impl<'a> BlobReader<'a> {
         progress: &'a mut dyn ProgressSink,
         layer: &Descriptor,
         what: &str,
+        partial: Partial,
     ) -> Self {
         Self {
             client,
@@ -54,6 +61,8 @@ impl<'a> BlobReader<'a> {
             digest: layer.digest,
             size: layer.size,
             what: what.to_owned(),
+            partial: Some(partial),
+            known: 0,
             body: None,
             offset: 0,
             stalled: 0,
@@ -62,9 +71,44 @@ impl<'a> BlobReader<'a> {
         }
     }
 
-    /// Why the last read failed, if it did.
-    pub(crate) fn into_failure(self) -> Option<ReadFailure> {
-        self.failure
+    /// Why the last read failed, if it did; and what has come of the layer, with how much of it came before this pull.
+    pub(crate) fn into_outcome(self) -> (Option<ReadFailure>, Option<Partial>, u64) {
+        (self.failure, self.partial, self.known)
+    }
+
+    /// Bytes that came before this pull, while there are more; nothing where they do not fit the layer.
+    fn remembered(&mut self, buffer: &mut [u8]) -> Option<usize> {
+        let partial = self.partial.as_mut()?;
+        match partial.read(buffer) {
+            Ok(0) => None,
+            Ok(count) => {
+                self.known += count as u64;
+                Some(count)
+            }
+            Err(error) => {
+                self.forget(&error);
+                None
+            }
+        }
+    }
+
+    /// Keeps what came now for the next pull.
+    fn remember(&mut self, bytes: &[u8]) {
+        if let Some(partial) = &mut self.partial
+            && let Err(error) = partial.add(bytes)
+        {
+            self.forget(&error);
+        }
+    }
+
+    /// Without its file the layer comes all the same, if nothing ends the pull.
+    fn forget(&mut self, error: &io::Error) {
+        tracing::warn!(layer = %self.digest, %error, "what comes of the layer cannot be kept");
+        if let Some(partial) = self.partial.take()
+            && let Err(error) = partial.remove()
+        {
+            tracing::warn!(%error, "what was kept of a layer stays");
+        }
     }
 
     fn connect(&mut self) -> Result<BodyReader<'static>, RegistryError> {
@@ -122,8 +166,20 @@ impl<'a> BlobReader<'a> {
         Ok(())
     }
 
+    /// So many bytes more were given.
+    fn came(&mut self, count: usize) -> io::Result<usize> {
+        self.offset += count as u64;
+        match self.progress.progress(&self.digest, self.offset, self.size) {
+            Ok(()) => Ok(count),
+            Err(error) => Err(self.fail(ReadFailure::Listener(error))),
+        }
+    }
+
     fn fail(&mut self, failure: ReadFailure) -> io::Error {
         self.failure = Some(failure);
+        if let Some(Err(error)) = self.partial.as_mut().map(Partial::keep) {
+            self.forget(&error);
+        }
         io::Error::other("the transfer failed")
     }
 }
@@ -138,7 +194,11 @@ impl Read for BlobReader<'_> {
             if left == 0 || buffer.is_empty() {
                 return Ok(0);
             }
+            let wanted = usize::try_from(left).map_or(buffer.len(), |left| left.min(buffer.len()));
             if self.body.is_none() {
+                if let Some(count) = self.remembered(&mut buffer[..wanted]) {
+                    return self.came(count);
+                }
                 match self.connect() {
                     Ok(body) => self.body = Some(body),
                     Err(RegistryError::Unavailable(reason)) => {
@@ -149,16 +209,12 @@ impl Read for BlobReader<'_> {
                 }
             }
             let Some(body) = &mut self.body else { continue };
-            let wanted = usize::try_from(left).map_or(buffer.len(), |left| left.min(buffer.len()));
             match body.read(&mut buffer[..wanted]) {
                 Ok(0) => self.broken("the connection was closed")?,
                 Ok(count) => {
-                    self.offset += count as u64;
                     self.stalled = 0;
-                    if let Err(error) = self.progress.progress(&self.digest, self.offset, self.size) {
-                        return Err(self.fail(ReadFailure::Listener(error)));
-                    }
-                    return Ok(count);
+                    self.remember(&buffer[..count]);
+                    return self.came(count);
                 }
                 Err(error) => self.broken(&error.to_string())?,
             }

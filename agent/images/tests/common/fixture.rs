@@ -23,13 +23,14 @@ impl Request {
     }
 }
 
-/// One answer. `cut` closes the connection after so many bytes of the body.
+/// One answer. `cut` closes the connection after so many bytes of the body; with `hangs` it stays open and says no more.
 #[derive(Clone, Debug)]
 pub struct Reply {
     pub status: u16,
     pub headers: Vec<(String, String)>,
     pub body: Vec<u8>,
     pub cut: Option<usize>,
+    pub hangs: bool,
 }
 
 impl Reply {
@@ -39,6 +40,7 @@ impl Reply {
             headers: Vec::new(),
             body: body.into(),
             cut: None,
+            hangs: false,
         }
     }
 
@@ -105,7 +107,12 @@ pub fn serve(
         let written = output
             .write_all(format!("{head}\r\n").as_bytes())
             .and_then(|()| output.write_all(body));
-        if written.and_then(|()| output.flush()).is_err() || reply.cut.is_some() {
+        let written = written.and_then(|()| output.flush());
+        if reply.hangs {
+            // Until the client goes.
+            let _ = input.read(&mut [0; 1]);
+        }
+        if written.is_err() || reply.cut.is_some() {
             return;
         }
     }

@@ -14,8 +14,12 @@ use std::process::{Child, Command, Stdio};
 use flate2::write::GzEncoder;
 use ring::digest::{SHA256, digest};
 use serde_json::{Value, json};
+use skiff_images::Store;
 use skiff_images::limits::Limits;
-use skiff_images::pull::{Platform, PullReport, PullRequest, Source};
+use skiff_images::pull::{Platform, PullReport, PullRequest, Source, SourceKind};
+use skiff_protocol::image_ref::ImageRef;
+
+use fixture::Fixture;
 
 /// Set for the child that plays the pull role.
 pub const ROLE: &str = "SKIFF_TEST_PULL_ROLE";
@@ -102,6 +106,11 @@ impl Layout {
             .join(digest.strip_prefix("sha256:").unwrap())
     }
 
+    /// Bytes of a blob.
+    pub fn size(&self, digest: &str) -> u64 {
+        fs::metadata(self.blob_path(digest)).unwrap().len()
+    }
+
     /// An image of these layers; gives the descriptor of its manifest.
     pub fn image(
         &self,
@@ -166,6 +175,46 @@ impl Layout {
         let index = json!({ "schemaVersion": 2, "manifests": self.named }).to_string();
         fs::write(self.dir.path().join("index.json"), index).unwrap();
     }
+}
+
+/// The fixture as a registry of its own.
+pub fn source(fixture: &Fixture) -> Source {
+    Source {
+        plain_http: true,
+        ..Source::new(SourceKind::Registry, fixture.url())
+    }
+}
+
+/// Text that does not compress, so that a layer has many packets; from a fixed seed.
+pub fn noise(bytes: usize) -> String {
+    let mut state = 0x2545_f491_4f6c_dd1d_u64;
+    let mut text = String::with_capacity(bytes);
+    while text.len() < bytes {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        text.push(char::from(b' ' + u8::try_from(state % 95).unwrap()));
+    }
+    text
+}
+
+/// A layout with one image `v1` of one layer; gives the layer's digest too.
+pub fn one_layer(files: &[(&str, &str)], compression: Compression) -> (Layout, String) {
+    let mut layout = Layout::new();
+    let content = tar(files);
+    let image = layout.image(("amd64", None), &json!({}), &[(content.clone(), compression)]);
+    layout.tag("v1", &image);
+    let digest = sha256(&compress(&content, compression).0);
+    (layout, digest)
+}
+
+pub fn content(store: &Path, reference: &str, layer: usize, path: &str) -> String {
+    let image = Store::open(store)
+        .unwrap()
+        .resolve(&ImageRef::parse(reference).unwrap())
+        .unwrap()
+        .unwrap();
+    fs::read_to_string(image.layers[layer].join(path)).unwrap()
 }
 
 /// The image that most tests pull: three layers, each compressed otherwise.
