@@ -10,6 +10,7 @@
 //! Always holds: a message of the server is acked to the broker after the journal has what follows from it; a batch of
 //! inputs costs one sync; executors make no choices.
 
+mod keys;
 mod lifecycle;
 mod share;
 mod signal;
@@ -494,7 +495,8 @@ impl Driver {
             } => {
                 let floor = self.floor.load(std::sync::atomic::Ordering::Relaxed);
                 let pulling = Event::Pulling(container.clone());
-                let answer = self.images.ensure(container, &image, policy, floor);
+                let logins = self.logins(container.pod, &image);
+                let answer = self.images.ensure(container, &image, policy, logins, floor);
                 answer.or(Some(pulling))
             }
             Effect::MakeSandbox { pod, ip } => self.make_sandbox(pod, ip),

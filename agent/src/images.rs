@@ -28,6 +28,9 @@ use crate::config::Config;
 use crate::identity::Identity;
 use crate::input::Input;
 use crate::own::{Own, Part};
+use keys::Login;
+
+pub(crate) mod keys;
 
 /// Pulls at once: one that waits for its registry must not hold up all others, and memory is small.
 const PULLS: usize = 2;
@@ -54,7 +57,7 @@ pub(crate) struct Images {
     inputs: mpsc::Sender<Input>,
     permits: Arc<Semaphore>,
     /// Who waits for the pull of a reference.
-    waiting: BTreeMap<String, Vec<(ContainerRef, PullPolicy)>>,
+    waiting: BTreeMap<String, Vec<Waiter>>,
     /// The pulls under way, by reference.
     pulls: BTreeMap<String, Pull>,
     unreachable: Unreachable,
@@ -63,8 +66,20 @@ pub(crate) struct Images {
     ended: u64,
 }
 
+/// A container that waits for an image.
+struct Waiter {
+    container: ContainerRef,
+    policy: PullPolicy,
+    /// What its Pod's Secrets say.
+    logins: Vec<Login>,
+    /// The least time that certificates are checked against.
+    floor: u64,
+}
+
 /// A pull that waits for its turn or has it.
 struct Pull {
+    /// With what it asks. A Pod with others gets a pull of its own, where this one fails.
+    logins: Vec<Login>,
     /// There once it has begun, and given back with this, when its outcome is known: the next one must not begin what
     /// that outcome makes needless.
     turn: Arc<OnceLock<OwnedSemaphorePermit>>,
@@ -147,12 +162,14 @@ impl Images {
             .with_context(|| format!("image {reference} is not in the store"))
     }
 
-    /// Has the image in the store; answers at once where nothing is to be fetched.
+    /// Has the image in the store; answers at once where nothing is to be fetched. `logins` are tried before the node's own
+    /// credentials, at the registry alone.
     pub(crate) fn ensure(
         &mut self,
         container: ContainerRef,
         image: &str,
         policy: PullPolicy,
+        logins: Vec<Login>,
         floor: u64,
     ) -> Option<Event> {
         let reference = match ImageRef::parse(image) {
@@ -187,9 +204,14 @@ impl Images {
             return Some(Event::ImageFailed { container, error });
         }
         let waiting = self.waiting.entry(image.to_owned()).or_default();
-        waiting.push((container, policy));
+        waiting.push(Waiter {
+            container,
+            policy,
+            logins: logins.clone(),
+            floor,
+        });
         if !self.pulls.contains_key(image) {
-            self.pull(image.to_owned(), &reference, floor);
+            self.pull(image.to_owned(), &reference, logins, floor);
         }
         None
     }
@@ -199,8 +221,8 @@ impl Images {
         self.wrote.bytes += wrote.bytes;
         self.wrote.syncs += wrote.syncs;
         self.ended += 1;
-        let _turn = self.pulls.remove(image);
-        let waiting = self.waiting.remove(image).unwrap_or_default();
+        let ended = self.pulls.remove(image);
+        let mut waiting = self.waiting.remove(image).unwrap_or_default();
         let reference = ImageRef::parse(image).ok();
         let local = reference
             .as_ref()
@@ -208,8 +230,26 @@ impl Images {
         if let Err(error) = result {
             info!(image, %error, "image not pulled");
         }
-        let mut events = reference.map_or_else(Vec::new, |it| self.note(it.registry(), result));
-        let answer = |(container, policy): (ContainerRef, PullPolicy)| match (result, &local) {
+        let mut events = reference
+            .as_ref()
+            .map_or_else(Vec::new, |it| self.note(it.registry(), result));
+        // It failed with the credentials of one Pod, which says nothing of another's.
+        let asked = result
+            .as_ref()
+            .is_err_and(|it| it.reason != PullReason::RegistryUnavailable);
+        if let (true, Some(ended), Some(reference)) = (asked, &ended, &reference) {
+            let (answered, others): (Vec<_>, Vec<_>) =
+                waiting.into_iter().partition(|it| it.logins == ended.logins);
+            waiting = answered;
+            if let Some(next) = others.first() {
+                let (logins, floor) = (next.logins.clone(), next.floor);
+                self.waiting.insert(image.to_owned(), others);
+                self.pull(image.to_owned(), reference, logins, floor);
+            }
+        }
+        let answer = |Waiter {
+                          container, policy, ..
+                      }: Waiter| match (result, &local) {
             (Ok(()), Some(image)) => ready(container, image),
             // Nobody could be asked: what is here runs, or a node without a link would start nothing after a reboot.
             (Err(error), Some(image))
@@ -258,17 +298,17 @@ impl Images {
                 // It has not had its turn, so it has said nothing yet and never will.
                 pull.task.abort();
                 self.pulls.remove(image);
-                events.extend(waiting.drain(..).map(|(container, _)| ready(container, &here)));
+                events.extend(waiting.drain(..).map(|it| ready(it.container, &here)));
             }
         }
         self.waiting.retain(|_, waiting| !waiting.is_empty());
         events
     }
 
-    fn pull(&mut self, image: String, reference: &ImageRef, floor: u64) {
+    fn pull(&mut self, image: String, reference: &ImageRef, logins: Vec<Login>, floor: u64) {
         let request = PullRequest {
             reference: image.clone(),
-            sources: self.sources(reference),
+            sources: self.sources(reference, &logins),
             platform: Platform::host(),
             store: self.store.root().to_owned(),
             limits: Default::default(),
@@ -296,11 +336,11 @@ impl Images {
             let _ = inputs.send(Input::Pulled { image, result, wrote }).await;
         });
         let task = task.abort_handle();
-        self.pulls.insert(key, Pull { turn, task });
+        self.pulls.insert(key, Pull { logins, turn, task });
     }
 
-    /// Where an image may come from: the server, mirrors, the registry itself.
-    fn sources(&self, reference: &ImageRef) -> Vec<Source> {
+    /// Where an image may come from: the server, mirrors, the registry itself, once for each of the credentials.
+    fn sources(&self, reference: &ImageRef, logins: &[Login]) -> Vec<Source> {
         let mut out = Vec::new();
         if self.config.images_from_server {
             for url in &self.identity.joined.server_urls {
@@ -324,18 +364,23 @@ impl Images {
                 )
                 .ok()
         });
-        let own = (SourceKind::Registry, String::new());
-        let mirrors = registry
-            .mirrors
-            .iter()
-            .map(|url| (SourceKind::Mirror, url.clone()));
-        for (kind, url) in mirrors.chain([own]) {
+        let configured = registry.username.zip(registry.password);
+        let mut push = |kind, url: &str, login: Option<(String, String)>| {
             let mut source = Source::new(kind, url);
             source.plain_http = registry.plain_http;
             source.ca_pem.clone_from(&ca);
-            source.username.clone_from(&registry.username);
-            source.password.clone_from(&registry.password);
+            (source.username, source.password) = login.unzip();
             out.push(source);
+        };
+        for url in &registry.mirrors {
+            push(SourceKind::Mirror, url, configured.clone());
+        }
+        for login in logins {
+            let login = (login.username.clone(), login.password.clone());
+            push(SourceKind::Registry, "", Some(login));
+        }
+        if logins.is_empty() || configured.is_some() {
+            push(SourceKind::Registry, "", configured);
         }
         out
     }

@@ -98,7 +98,9 @@ impl Pod {
                 EnvValue::Key { secret, name, .. } => Some((*secret, name.as_str())),
                 EnvValue::Literal(_) | EnvValue::Field(_) | EnvValue::Resource(_) => None,
             });
-        volumes.chain(from).chain(keys)
+        let pulls = self.0.image_pull_secrets.iter();
+        let pulls = pulls.map(|name| (true, name.as_str()));
+        volumes.chain(from).chain(keys).chain(pulls)
     }
 
     /// The names of the PersistentVolumeClaims that the Pod uses, in its own namespace.

@@ -1,7 +1,9 @@
 //! Containers: image, start, end, restart.
 
+use std::collections::BTreeSet;
+
 use skiff_protocol::uid::Uid;
-use skiff_protocol::wire::spec::{Container, RestartPolicy};
+use skiff_protocol::wire::spec::{Container, ObjectKey, RestartPolicy};
 use skiff_protocol::wire::status::Terminated;
 
 use crate::backoff::Backoff;
@@ -94,6 +96,7 @@ impl ContainerState {
         if ask {
             self.image = Image::Asked;
             self.pulling = None;
+            self.new_keys = false;
             out.effects.push(Effect::EnsureImage {
                 container: reference,
                 image: spec.image.clone(),
@@ -217,6 +220,55 @@ impl Core {
                 "Pulling",
                 message,
             );
+            self.tell_missing_keys(now, reference.pod);
+        }
+    }
+
+    /// Says which Secrets for registries are not there. The image may be had without them.
+    fn tell_missing_keys(&mut self, now: Now, uid: Uid) {
+        let Some(pod) = self.pods.get(&uid).and_then(|it| it.pod.as_ref()) else {
+            return;
+        };
+        let missing = pod.image_pull_secrets.iter().filter(|name| {
+            let key = ObjectKey::Secret(pod.namespace.clone(), (*name).clone());
+            !self.durable.objects.contains_key(&key)
+        });
+        let missing: Vec<&str> = missing.map(String::as_str).collect();
+        if !missing.is_empty() {
+            let message = format!(
+                "Unable to retrieve some image pull secrets ({}); attempting to pull the image may not succeed.",
+                missing.join(", ")
+            );
+            self.event(now, uid, None, true, "FailedToRetrieveImagePullSecret", message);
+        }
+    }
+
+    /// Credentials that images wait for may be among these objects: they are asked for at once.
+    pub(crate) fn retry_pulls(&mut self, now: Now, changed: &BTreeSet<ObjectKey>) {
+        let mut touched = Vec::new();
+        for state in self.pods.values_mut() {
+            let Some(pod) = &state.pod else { continue };
+            let is_key = |key: &ObjectKey| {
+                matches!(key, ObjectKey::Secret(namespace, name)
+                    if *namespace == pod.namespace && pod.image_pull_secrets.contains(name))
+                    && self.durable.objects.contains_key(key)
+            };
+            if !changed.iter().any(is_key) {
+                continue;
+            }
+            for container in &mut state.containers {
+                match &mut container.image {
+                    Image::Waiting { until, .. } => {
+                        *until = now.mono;
+                        touched.push(state.uid);
+                    }
+                    Image::Asked => container.new_keys = true,
+                    Image::Unknown | Image::Stale | Image::Ready => {}
+                }
+            }
+        }
+        for uid in touched {
+            self.reconcile(now, uid);
         }
     }
 
@@ -289,7 +341,9 @@ impl Core {
         let Some(container) = self.current(reference) else {
             return;
         };
-        let until = if error.retry {
+        let until = if std::mem::take(&mut container.new_keys) {
+            now.mono
+        } else if error.retry {
             now.mono + wait
         } else {
             now.mono + wait.max(60_000)

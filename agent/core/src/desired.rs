@@ -179,6 +179,7 @@ impl Core {
         self.applied();
         self.follow_objects(now);
         self.refresh_volumes(&changed);
+        self.retry_pulls(now, &changed);
     }
 
     /// The journal refused a batch. What was staged on it cannot stand either; the server hears what is held.

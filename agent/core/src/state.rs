@@ -110,6 +110,8 @@ pub(crate) struct ContainerState {
     pub(crate) image_id: String,
     /// When the pull that is under way began.
     pub(crate) pulling: Option<Mono>,
+    /// Credentials have come since it was asked for.
+    pub(crate) new_keys: bool,
     /// Starts after the first; also the attempt that is running or was last.
     pub(crate) restart_count: u32,
     /// [`crate::Core::spec_digest`] of what was started last.
@@ -197,6 +199,7 @@ impl ContainerState {
             image: Image::Unknown,
             image_id: String::new(),
             pulling: None,
+            new_keys: false,
             restart_count: 0,
             digest: 0,
             ran: false,

@@ -115,12 +115,14 @@ impl Driver {
                 pull_policy,
             } = &volume.source
             {
+                let logins = self.logins(pod.uid, reference);
                 let wanted = Wanted {
                     pod: pod.uid,
                     volume: &volume.name,
                     reference,
                     policy: *pull_policy,
                     path: &run.join("volumes").join(&volume.name),
+                    logins: &logins,
                     users: users.as_deref(),
                 };
                 let made = self.volumes.images.make(&mut self.images, &wanted, floor, now);

@@ -92,7 +92,8 @@ impl Node {
             name: image.to_owned(),
             attempt: 0,
         };
-        self.images.ensure(container, image, PullPolicy::Always, 0)
+        self.images
+            .ensure(container, image, PullPolicy::Always, Vec::new(), 0)
     }
 
     /// What the next pull that ends leads to: each image with whether it is ready.
@@ -232,3 +233,84 @@ async fn a_pull_without_progress_is_killed() {
 }
 
 const UNWANTED: &str = r#"{"error":{"reason":"RegistryUnavailable","message":"unwanted"}}"#;
+
+/// A pull that failed with the credentials of one Pod is tried again with those of another that waits, and with no others.
+#[tokio::test]
+async fn each_pod_asks_with_its_own_credentials() {
+    let script = r#"read -r request; echo "$request" >> ran; sleep 0.2
+case "$request" in
+*'"username":"right"'*) echo '{"ok":"sha256:0000000000000000000000000000000000000000000000000000000000000000"}' ;;
+*) echo '{"error":{"reason":"ErrImagePull","message":"unauthorized"}}' ;;
+esac"#;
+    let mut node = Node::new(script);
+    let image = "far.example/app:latest";
+    let login = |username: &str| Login {
+        username: username.to_owned(),
+        password: "p".to_owned(),
+    };
+    for (name, logins) in [
+        ("none", vec![]),
+        ("wrong", vec![login("wrong")]),
+        ("none too", vec![]),
+        ("right", vec![login("wrong"), login("right")]),
+    ] {
+        let container = ContainerRef {
+            pod: Uid([0; 16]),
+            name: name.to_owned(),
+            attempt: 0,
+        };
+        let answer = node
+            .images
+            .ensure(container, image, PullPolicy::Always, logins, 0);
+        assert_eq!(answer, None);
+    }
+    let answers = |names: &[&str], is_ready: bool| -> Vec<(String, bool)> {
+        names.iter().map(|name| ((*name).to_owned(), is_ready)).collect()
+    };
+    assert_eq!(node.pulled().await, answers(&["none", "none too"], false));
+    assert_eq!(node.pulled().await, answers(&["wrong"], false));
+    node.store(image);
+    assert_eq!(node.pulled().await, answers(&["right"], true));
+    assert_eq!(node.ran(), 3);
+    assert!(node.images.pulls.is_empty() && node.images.waiting.is_empty());
+}
+
+/// Where credentials go: those of Secrets to the registry alone, before the node's.
+#[tokio::test]
+async fn credentials_of_secrets_go_to_the_registry_alone() {
+    let mut node = Node::new("");
+    let mirrored = crate::config::Registry {
+        mirrors: vec!["https://mirror.example".to_owned()],
+        username: Some("node".to_owned()),
+        password: Some("n".to_owned()),
+        ..Default::default()
+    };
+    let config = Config {
+        registries: [("far.example".to_owned(), mirrored)].into(),
+        images_from_server: false,
+        ..Config::default()
+    };
+    node.images.config = Arc::new(config);
+    let login = Login {
+        username: "secret".to_owned(),
+        password: "s".to_owned(),
+    };
+    let check = |image: &str, logins: &[Login], expected: &[(SourceKind, Option<&str>)]| {
+        let sources = node.images.sources(&ImageRef::parse(image).unwrap(), logins);
+        let asked: Vec<_> = sources
+            .iter()
+            .map(|it| (it.kind, it.username.as_deref()))
+            .collect();
+        assert_eq!(asked, expected, "{image}");
+    };
+    let (mirror, registry) = (SourceKind::Mirror, SourceKind::Registry);
+    let own = Some("node");
+    check("far.example/a", &[], &[(mirror, own), (registry, own)]);
+    check(
+        "far.example/a",
+        std::slice::from_ref(&login),
+        &[(mirror, own), (registry, Some("secret")), (registry, own)],
+    );
+    check("near.example/a", &[], &[(registry, None)]);
+    check("near.example/a", &[login], &[(registry, Some("secret"))]);
+}

@@ -18,6 +18,7 @@ use skiff_protocol::uid::Uid;
 use skiff_protocol::wire::spec::PullPolicy;
 
 use crate::images::Images;
+use crate::images::keys::Login;
 
 /// Kubernetes' back-off of image pulls.
 const FIRST_WAIT: Duration = Duration::from_secs(10);
@@ -63,6 +64,8 @@ pub(crate) struct Wanted<'a> {
     pub policy: PullPolicy,
     /// Where it is mounted.
     pub path: &'a Path,
+    /// What the Pod's Secrets say of its registry.
+    pub logins: &'a [Login],
     /// The user namespace whose ids it shows.
     pub users: Option<&'a Path>,
 }
@@ -96,7 +99,13 @@ impl ImageVolumes {
         if self.step(pod, volume, now) == Step::Ask {
             self.asked(pod, volume, now);
             let container = reference(pod, volume);
-            if let Some(event) = images.ensure(container, wanted.reference, wanted.policy, floor) {
+            if let Some(event) = images.ensure(
+                container,
+                wanted.reference,
+                wanted.policy,
+                wanted.logins.to_vec(),
+                floor,
+            ) {
                 self.answered(&event, now);
             }
         }
@@ -256,6 +265,7 @@ mod tests {
                 reference,
                 policy,
                 path: &path,
+                logins: &[],
                 users: None,
             };
             volumes.make(&mut node.images, &wanted, 0, now + Duration::from_secs(seconds))

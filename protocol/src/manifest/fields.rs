@@ -98,7 +98,7 @@ static POD_SPEC: [Field; 43] = [
     yes("hostUsers", Bool).noted("`false` where the node's kernel can"),
     yes("shareProcessNamespace", Bool),
     yes("securityContext", Object(&POD_SECURITY)),
-    later("imagePullSecrets", List(&Object(&LOCAL_REFERENCE)), &[]),
+    yes("imagePullSecrets", List(&Object(&LOCAL_REFERENCE))),
     yes("hostname", Str),
     yes("subdomain", Str),
     yes("setHostnameAsFQDN", Bool),

@@ -97,7 +97,10 @@ manifest! {
         resources: ResourceRequirements,
         security_context: PodSecurityContext,
         init_containers: Vec<Container>,
+        image_pull_secrets: Vec<LocalObjectReference>,
     }
+    /// A reference to an object in the same namespace.
+    LocalObjectReference { name: String, }
     /// `spec.affinity`.
     Affinity { node_affinity: NodeAffinity, pod_affinity: PodAffinity, pod_anti_affinity: PodAffinity, }
     /// `spec.affinity.nodeAffinity`.

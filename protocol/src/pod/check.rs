@@ -70,6 +70,14 @@ pub(super) fn check(pod: &PodSpec) -> Vec<Cause> {
         }
     }
     pod_resources(pod, &mut out);
+    for (at, name) in pod.image_pull_secrets.iter().enumerate() {
+        if name.is_empty() {
+            out.push(Cause::required(
+                format!("spec.imagePullSecrets[{at}].name"),
+                "name the Secret that holds the credentials",
+            ));
+        }
+    }
     out
 }
 

@@ -138,6 +138,7 @@ impl Convert {
             init_containers,
             containers,
             volumes,
+            image_pull_secrets: spec.image_pull_secrets.iter().map(|it| it.name.clone()).collect(),
         }
     }
 

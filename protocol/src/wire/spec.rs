@@ -128,6 +128,8 @@ pub struct PodSpec {
     pub containers: Vec<Container>,
     /// `spec.volumes`.
     pub volumes: Vec<Volume>,
+    /// `spec.imagePullSecrets`: names of Secrets in the Pod's namespace.
+    pub image_pull_secrets: Vec<String>,
 }
 
 impl PodSpec {

@@ -273,6 +273,7 @@ pub(crate) fn pod(restart_policy: RestartPolicy, pull_policy: PullPolicy) -> Pod
             pull_policy,
             ..container()
         }],
+        image_pull_secrets: vec![text("regcred")],
         volumes: vec![
             volume(
                 "host",

@@ -2,6 +2,7 @@
 //!
 //! Always holds: the registry is Docker's own, filled by skopeo.
 
+use std::path::Path;
 use std::process::Command;
 
 use serde_json::{Value, json};
@@ -13,11 +14,16 @@ use crate::harness::{Cluster, Process, Said, Setup, pod, programs, shell};
 /// A name that no machine has: only the mirror can answer for it.
 const REMOTE: &str = "registry.invalid/team/tool:1";
 
-pub(crate) fn registry(dir: &std::path::Path) -> (Process, String) {
+pub(crate) fn registry(dir: &Path) -> (Process, String) {
+    registry_with(dir, "")
+}
+
+/// The same with more of its configuration.
+fn registry_with(dir: &Path, more: &str) -> (Process, String) {
     let address = skiff_tests::port::free();
     let config = dir.join("registry.yml");
     let text = format!(
-        "version: 0.1\nlog:\n  level: warn\nstorage:\n  filesystem:\n    rootdirectory: {}\nhttp:\n  addr: {address}\n",
+        "version: 0.1\nlog:\n  level: warn\nstorage:\n  filesystem:\n    rootdirectory: {}\nhttp:\n  addr: {address}\n{more}",
         dir.join("blobs").display()
     );
     std::fs::write(&config, text).unwrap();
@@ -29,16 +35,16 @@ pub(crate) fn registry(dir: &std::path::Path) -> (Process, String) {
 }
 
 pub(crate) fn push(address: &str, image: &str, name: &str) {
+    push_as(address, image, name, None);
+}
+
+fn push_as(address: &str, image: &str, name: &str, credentials: Option<&str>) {
     let source = format!("docker-archive:{}", programs::archive(image).display());
     let target = format!("docker://{address}/{name}");
-    let arguments = [
-        "--insecure-policy",
-        "copy",
-        "--quiet",
-        "--dest-tls-verify=false",
-        &source,
-        &target,
-    ];
+    let credentials = credentials.map(|it| format!("--dest-creds={it}"));
+    let mut arguments = vec!["--insecure-policy", "copy", "--quiet", "--dest-tls-verify=false"];
+    arguments.extend(credentials.as_deref());
+    arguments.extend([source.as_str(), target.as_str()]);
     Said::of(&programs::skopeo(), &arguments, &[], "").ok();
 }
 
@@ -140,4 +146,99 @@ fn refuses(cluster: &Cluster, address: &str) {
     // It comes, and the Pod starts at the next attempt.
     push(address, "busybox", "team/none:1");
     cluster.running("none");
+}
+
+/// What a registry asks for, as `kubectl create secret docker-registry` gives it.
+#[test]
+fn a_registry_that_asks_for_a_password_is_given_the_pods() {
+    let dir = tempfile::tempdir().unwrap();
+    let password = "s3cret: with a colon";
+    let hashed = Said::of(
+        Path::new("htpasswd"),
+        &["-nbB", "-C", "4", "rover", password],
+        &[],
+        "",
+    );
+    let file = dir.path().join("htpasswd");
+    std::fs::write(&file, hashed.ok()).unwrap();
+    let auth = format!(
+        "auth:\n  htpasswd:\n    realm: depot\n    path: {}\n",
+        file.display()
+    );
+    let (_registry, address) = registry_with(dir.path(), &auth);
+    push_as(
+        &address,
+        "busybox",
+        "team/tool:1",
+        Some(&format!("rover:{password}")),
+    );
+    let cluster = Cluster::start(&Setup {
+        agent: &format!("[registries.\"{address}\"]\nplain_http = true\n"),
+        ..Setup::default()
+    });
+    let image = format!("{address}/team/tool:1");
+    let with = |secret: &str| json!({ "imagePullSecrets": [{ "name": secret }] });
+    let login = |name: &str, password: &str| {
+        let words = [
+            "create",
+            "secret",
+            "docker-registry",
+            name,
+            &format!("--docker-server={address}"),
+            "--docker-username=rover",
+            &format!("--docker-password={password}"),
+        ];
+        cluster.kubectl(&words).ok();
+    };
+    login("wrong", "guessed");
+    let said = cluster.apply(&pod("later", &using(&image, "Always"), with("regcred")));
+    assert!(!said.contains("Warning"), "{said}");
+    cluster.apply(&pod("nobody", &using(&image, "Always"), Value::Null));
+    cluster.apply(&pod("guesses", &using(&image, "Always"), with("wrong")));
+    for name in ["later", "nobody", "guesses"] {
+        let waits = cluster.until(name, "to back off", 60, |it| {
+            waiting(it)["reason"] == "ImagePullBackOff"
+        });
+        let message = waiting(&waits)["message"].as_str().unwrap();
+        for part in [image.as_str(), "authentication required"] {
+            assert!(message.contains(part), "no {part:?} in {message:?}");
+        }
+        assert!(!message.contains("guessed"), "{message}");
+    }
+    let events = cluster
+        .kubectl(&["get", "events", "--field-selector", "involvedObject.name=later"])
+        .ok();
+    let missing = "Unable to retrieve some image pull secrets (regcred)";
+    assert!(
+        events.contains("FailedToRetrieveImagePullSecret") && events.contains(missing),
+        "{events}"
+    );
+
+    login("regcred", password);
+    cluster.running("later");
+    let stays = cluster.get("nobody").unwrap();
+    assert_eq!(waiting(&stays)["reason"], "ImagePullBackOff", "{stays}");
+    // A Secret that is corrected is as good as a new one.
+    cluster.kubectl(&["delete", "secret", "wrong"]).ok();
+    login("wrong", password);
+    cluster.running("guesses");
+    let nonsense = cluster.kubectl(&[
+        "create",
+        "secret",
+        "generic",
+        "nonsense",
+        "--type=kubernetes.io/dockerconfigjson",
+        "--from-literal=.dockerconfigjson=hunter2",
+    ]);
+    assert_eq!(nonsense.code, 1, "{nonsense}");
+    assert!(
+        nonsense
+            .err
+            .contains("data[.dockerconfigjson]: Invalid value: \"<secret contents redacted>\""),
+        "{nonsense}"
+    );
+    cluster
+        .kubectl(&["delete", "pods", "--all", "--grace-period=1"])
+        .ok();
+    cluster.is_empty();
 }

@@ -369,6 +369,10 @@ impl Bench {
         );
     }
 
+    pub(crate) fn pulling(&mut self, at: &str) {
+        self.event(&format!("pulling {at}"), Event::Pulling(reference(at)));
+    }
+
     pub(crate) fn image_failed(&mut self, at: &str, reason: &str) {
         let error = ImageError {
             reason: reason.to_owned(),
@@ -542,6 +546,14 @@ pub(crate) fn config_map_with(name: &str, value: &str) -> Object {
         namespace: "default".to_owned(),
         name: name.to_owned(),
         data: [("key".to_owned(), value.as_bytes().to_vec())].into(),
+    })
+}
+
+pub(crate) fn secret(name: &str) -> Object {
+    Object::Secret(ConfigData {
+        namespace: "default".to_owned(),
+        name: name.to_owned(),
+        data: BTreeMap::new(),
     })
 }
 

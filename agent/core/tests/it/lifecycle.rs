@@ -3,7 +3,7 @@
 use skiff_core::{Event, Exit, StartError};
 use skiff_protocol::wire::spec::{EnvFrom, Object, RestartPolicy};
 
-use crate::bench::{check, config_map, container, pod, pod_with, reference, uid};
+use crate::bench::{check, config_map, container, pod, pod_with, reference, secret, uid};
 
 #[test]
 fn start_order() {
@@ -73,6 +73,34 @@ fn image_pull_back_off() {
         }
         b.image_ready("web/app#0");
         b.started("web/app#0");
+    });
+}
+
+/// Credentials that are missing are told of; once they come, the image is asked for without a wait.
+#[test]
+fn credentials_that_are_not_there_yet() {
+    check("image-pull-secret", |b| {
+        let with_key = |name: &str| pod_with(name, |it| it.image_pull_secrets.push("regcred".to_owned()));
+        let (web, other) = (with_key("web"), pod("other"));
+        b.pods(&[web.clone(), other.clone()]);
+        for container in ["web/app#0", "other/app#0"] {
+            b.pulling(container);
+            b.image_failed(container, "ErrImagePull");
+        }
+        b.wait(3);
+        b.note("a ConfigMap of that name is not it");
+        let pods = [Object::Pod(web), Object::Pod(other)];
+        b.desired(&[&pods[..], &[config_map("regcred")]].concat());
+        b.note("the Secret comes: no need to wait for whoever has it");
+        b.desired(&[&pods[..], &[secret("regcred")]].concat());
+        b.pulling("web/app#0");
+        b.note("it goes, which is no reason to ask");
+        b.desired(&pods);
+        b.note("another one comes while the image is asked for with the first");
+        b.desired(&[&pods[..], &[secret("regcred")]].concat());
+        b.image_failed("web/app#0", "ErrImagePull");
+        b.pulling("web/app#0");
+        b.image_ready("web/app#0");
     });
 }
 

@@ -75,12 +75,20 @@ impl Strategy for Secret {
         let required: &[&str] = match object.get("type").and_then(Value::as_str) {
             Some("kubernetes.io/tls") => &["tls.crt", "tls.key"],
             Some("kubernetes.io/dockerconfigjson") => &[".dockerconfigjson"],
+            Some("kubernetes.io/dockercfg") => &[".dockercfg"],
             Some("kubernetes.io/ssh-auth") => &["ssh-privatekey"],
             _ => &[],
         };
         for key in required {
             if object.get("data").and_then(|data| data.get(*key)).is_none() {
                 causes.push(Cause::required(format!("data[{key}]"), ""));
+            } else if key.starts_with(".docker") && !is_json_object(&object["data"][*key]) {
+                let why = "it is not base64 of a JSON object";
+                causes.push(Cause::invalid(
+                    format!("data[{key}]"),
+                    "<secret contents redacted>",
+                    why,
+                ));
             }
         }
         causes
@@ -94,6 +102,12 @@ impl Strategy for Secret {
         }
         causes
     }
+}
+
+/// Whether a value of `data` is a JSON object.
+fn is_json_object(value: &Value) -> bool {
+    let decoded = value.as_str().and_then(|it| STANDARD.decode(it).ok());
+    decoded.is_some_and(|it| serde_json::from_slice::<Map<String, Value>>(&it).is_ok())
 }
 
 fn entries<'a>(object: &'a Value, field: &str) -> impl Iterator<Item = (&'a String, &'a Value)> {
