@@ -35,8 +35,11 @@ pub const MAX_MESSAGE_BYTES: usize = 4096;
 pub const MAX_REDIRECTS: usize = 5;
 /// Broken connections in a row, without a byte between them, before a layer is given up.
 pub const MAX_STALLED_RETRIES: u32 = 5;
-/// Broken connections of one layer altogether: a link that is this bad gets the next source.
-pub const MAX_RETRIES: u32 = 100;
+/// Broken connections of one layer, beside one for each [`BYTES_PER_RETRY`] that have come: a link that is this bad gets the
+/// next source.
+pub const MAX_RETRIES: u64 = 100;
+/// Bytes with which a connection has been worth it, in a row of those that break: two seconds of a slow mobile link.
+pub const BYTES_PER_RETRY: u64 = 64 << 10;
 /// Largest pull request on standard input, in bytes: certificates make up most of it.
 pub const MAX_REQUEST_BYTES: u64 = 1 << 20;
 /// Most sources in one pull request.

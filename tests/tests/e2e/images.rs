@@ -19,7 +19,7 @@ pub(crate) fn registry(dir: &Path) -> (Process, String) {
 }
 
 /// The same with more of its configuration.
-fn registry_with(dir: &Path, more: &str) -> (Process, String) {
+pub(crate) fn registry_with(dir: &Path, more: &str) -> (Process, String) {
     let address = skiff_tests::port::free();
     let config = dir.join("registry.yml");
     let text = format!(
@@ -35,11 +35,12 @@ fn registry_with(dir: &Path, more: &str) -> (Process, String) {
 }
 
 pub(crate) fn push(address: &str, image: &str, name: &str) {
-    push_as(address, image, name, None);
+    push_as(address, &programs::archive(image), name, None);
 }
 
-fn push_as(address: &str, image: &str, name: &str, credentials: Option<&str>) {
-    let source = format!("docker-archive:{}", programs::archive(image).display());
+/// Pushes an archive, as whoever the credentials name.
+pub(crate) fn push_as(address: &str, archive: &Path, name: &str, credentials: Option<&str>) {
+    let source = format!("docker-archive:{}", archive.display());
     let target = format!("docker://{address}/{name}");
     let credentials = credentials.map(|it| format!("--dest-creds={it}"));
     let mut arguments = vec!["--insecure-policy", "copy", "--quiet", "--dest-tls-verify=false"];
@@ -148,27 +149,32 @@ fn refuses(cluster: &Cluster, address: &str) {
     cluster.running("none");
 }
 
+/// What a registry's configuration says when it asks for a password.
+pub(crate) fn account(dir: &Path, user: &str, password: &str) -> String {
+    let hashed = Said::of(
+        Path::new("htpasswd"),
+        &["-nbB", "-C", "4", user, password],
+        &[],
+        "",
+    );
+    let file = dir.join("htpasswd");
+    std::fs::write(&file, hashed.ok()).unwrap();
+    format!(
+        "auth:\n  htpasswd:\n    realm: depot\n    path: {}\n",
+        file.display()
+    )
+}
+
 /// What a registry asks for, as `kubectl create secret docker-registry` gives it.
 #[test]
 fn a_registry_that_asks_for_a_password_is_given_the_pods() {
     let dir = tempfile::tempdir().unwrap();
     let password = "s3cret: with a colon";
-    let hashed = Said::of(
-        Path::new("htpasswd"),
-        &["-nbB", "-C", "4", "rover", password],
-        &[],
-        "",
-    );
-    let file = dir.path().join("htpasswd");
-    std::fs::write(&file, hashed.ok()).unwrap();
-    let auth = format!(
-        "auth:\n  htpasswd:\n    realm: depot\n    path: {}\n",
-        file.display()
-    );
+    let auth = account(dir.path(), "rover", password);
     let (_registry, address) = registry_with(dir.path(), &auth);
     push_as(
         &address,
-        "busybox",
+        &programs::archive("busybox"),
         "team/tool:1",
         Some(&format!("rover:{password}")),
     );

@@ -20,6 +20,7 @@ mod images;
 mod lifecycle;
 mod outages;
 mod privileges;
+mod pulls;
 mod refusals;
 mod renewal;
 mod startup;

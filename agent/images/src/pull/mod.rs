@@ -1,7 +1,8 @@
 //! The `pull` role: one process that brings one image into the store and ends.
 //!
 //! It is a process of its own so that its memory returns, so that its end costs the agent nothing, and so that a hostile
-//! layer meets nothing of the agent. It stays in the agent's cgroup: what bounds the agent bounds both. `SIGKILL` at any moment leaves the store as it was or with whole layers more.
+//! layer meets nothing of the agent. It stays in the agent's cgroup: what bounds the agent bounds both. It ends with
+//! the agent. `SIGKILL` at any moment leaves the store as it was, or with more of it.
 
 mod attempt;
 mod request;
@@ -27,6 +28,12 @@ const PROGRESS_INTERVAL: Duration = Duration::from_millis(250);
 /// The exit code is 0 where the last line is `ok`, else 1.
 #[must_use]
 pub fn main() -> ExitCode {
+    // Without the agent nobody would hear of the image, and the pull of the next agent would wait for this one. What has come
+    // is kept but for a block.
+    let signal = rustix::process::Signal::KILL;
+    if let Err(error) = rustix::process::set_parent_process_death_signal(Some(signal)) {
+        tracing::warn!(%error, "this pull may outlive the agent");
+    }
     let mut output = io::stdout().lock();
     let last = match read_request(io::stdin().lock()) {
         Ok(request) => {

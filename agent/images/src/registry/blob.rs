@@ -14,7 +14,7 @@ use ureq::http::header::CONTENT_RANGE;
 
 use super::client::{Client, refusal};
 use super::{Descriptor, RegistryError};
-use crate::limits::{MAX_RETRIES, MAX_STALLED_RETRIES};
+use crate::limits::{BYTES_PER_RETRY, MAX_RETRIES, MAX_STALLED_RETRIES};
 use crate::partial::Partial;
 use crate::pull::ProgressSink;
 
@@ -147,7 +147,8 @@ impl<'a> BlobReader<'a> {
         self.body = None;
         self.retries += 1;
         self.stalled += 1;
-        if self.stalled > MAX_STALLED_RETRIES || self.retries > MAX_RETRIES {
+        let earned = self.offset / BYTES_PER_RETRY;
+        if self.stalled > MAX_STALLED_RETRIES || u64::from(self.retries) > MAX_RETRIES + earned {
             let text = format!(
                 "{}: broken off at {} of {} bytes, {} retries did not help: {reason}",
                 self.what,

@@ -7,9 +7,11 @@ pub(crate) mod cluster;
 pub(crate) mod kernel;
 pub(crate) mod middle;
 pub(crate) mod node;
+pub(crate) mod payload;
 pub(crate) mod pods;
 pub(crate) mod process;
 pub(crate) mod programs;
+pub(crate) mod relay;
 pub(crate) mod wait;
 
 pub(crate) use cluster::{Cluster, Setup};
