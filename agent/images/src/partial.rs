@@ -280,6 +280,22 @@ mod tests {
     }
 
     #[test]
+    fn what_came_is_made_durable_in_time() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("p");
+        let mut partial = Partial::open(&path).unwrap().unwrap();
+        assert_eq!(read(&mut partial), b"");
+        partial.add(b"some").unwrap();
+        assert!(!partial.is_durable(), "a fast layer costs no write");
+        partial.durable_at = Instant::now().checked_sub(DURABLE_EVERY).unwrap();
+        partial.add(b" more").unwrap();
+        assert!(partial.is_durable());
+        // What is in no whole block is there too.
+        drop(partial);
+        assert_eq!(all(&path), b"some more");
+    }
+
+    #[test]
     fn one_pull_at_a_time_has_it_and_whoever_waited_gets_a_new_one() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("p");

@@ -14,12 +14,12 @@ use skiff_core::{Record, Recovered};
 use skiff_images::Store;
 use skiff_journal::{FileStorage, Journal, Outcome, SegmentSize};
 use skiff_protocol::image_ref::ImageRef;
-use skiff_protocol::sha256;
 use skiff_protocol::uid::Uid;
 use skiff_protocol::wire::spec::{Object, ObjectKey};
 use skiff_tests::rng::Rng;
 
 use crate::disk::{Cut, Request, State};
+use crate::harness::payload::digest;
 use crate::harness::wait;
 use crate::node::{Board, PATIENCE, Wanted};
 use crate::payload;
@@ -66,7 +66,7 @@ struct Recording {
     promises: Vec<Promise>,
     /// Pods with images of their own.
     images: Vec<String>,
-    /// The board's name and key stay with it; its files are removed with it.
+    /// Where `base` is; removed with this value.
     _dir: tempfile::TempDir,
 }
 
@@ -186,8 +186,8 @@ fn scratch() -> tempfile::TempDir {
     }
 }
 
-/// Runs a program of e2fsprogs; its exit status says more than yes or no.
-fn e2fs(program: &str, arguments: &[&str]) -> (i32, String) {
+/// Runs a program whose exit status says more than yes or no, as those of e2fsprogs.
+fn run(program: &str, arguments: &[&str]) -> (i32, String) {
     let mut command = Command::new(program);
     command
         .args(arguments)
@@ -289,7 +289,7 @@ impl Recording {
             }
             done = moment.requests;
             let left = dir.path().join("left.img");
-            let (status, text) = e2fs("cp", &["--sparse=auto", text(&durable), text(&left)]);
+            let (status, text) = run("cp", &["--sparse=auto", text(&durable), text(&left)]);
             assert_eq!(status, 0, "{text}");
             disk.keep(moment.how, &open(&left)).unwrap();
             found.moments += 1;
@@ -312,13 +312,13 @@ impl Recording {
     /// Whether this disk holds what was promised, and nothing that is half done.
     fn judge(&self, moment: &Moment, image: &Path, tree: &Path, found: &mut Found) -> Result<(), String> {
         // 1: something was corrected, as after every cut.
-        let (status, said) = e2fs("e2fsck", &["-fy", text(image)]);
+        let (status, said) = run("e2fsck", &["-fy", text(image)]);
         if !(0..=1).contains(&status) {
             return Err(format!("the file system is broken: {said}"));
         }
         fs::create_dir_all(tree).unwrap();
         let dump = format!("rdump /skiff/journal /skiff/images {}", text(tree));
-        let (status, said) = e2fs("debugfs", &["-R", &dump, text(image)]);
+        let (status, said) = run("debugfs", &["-R", &dump, text(image)]);
         if status != 0 {
             return Err(format!("debugfs: {said}"));
         }
@@ -418,8 +418,7 @@ fn whole(payload: &Path) -> Result<(), String> {
     }
     for (name, sum) in expected {
         let bytes = fs::read(payload.join(name)).unwrap_or_default();
-        let digest: String = sha256(&bytes).iter().map(|byte| format!("{byte:02x}")).collect();
-        if digest != sum {
+        if digest(&bytes) != sum {
             return Err(format!(
                 "a layer is believed and torn: {name}, {} bytes",
                 bytes.len()

@@ -167,22 +167,21 @@ impl Attempt<'_> {
             if self.store.room_for(layer.size)? / ROOM < layer.size {
                 partial.stop();
             }
-            let (unpacked, partial, known) =
-                self.try_layer(client, layer, diff_id, left, progress, partial)?;
-            let failure = match unpacked {
+            let pass = self.try_layer(client, layer, diff_id, left, progress, partial)?;
+            let failure = match pass.unpacked {
                 Ok(length) => {
-                    self.commit(diff_id, partial)?;
+                    self.commit(diff_id, pass.partial)?;
                     return Ok(length);
                 }
                 Err(failure) => failure,
             };
-            let Some(mut partial) = partial else {
+            let Some(mut partial) = pass.partial else {
                 return Err(failure);
             };
             if failure.is_of_content() {
                 // Never gone on with. If some of it came before this pull, that may be what is wrong.
                 partial.remove()?;
-                if known > 0 && std::mem::take(&mut may_doubt) {
+                if pass.known > 0 && std::mem::take(&mut may_doubt) {
                     tracing::warn!(layer = %layer.digest, %failure, "what was kept of the layer is wrong; it is fetched anew");
                     continue;
                 }
@@ -225,21 +224,16 @@ impl Attempt<'_> {
     }
 
     /// Names a layer that is whole, and gives up what was kept of it.
-    fn commit(&self, diff_id: &Digest, partial: Option<Partial>) -> Result<(), Error> {
-        let (before, after) = match partial {
-            // What a fast link has brought is not worth a write.
-            Some(partial) if !partial.is_durable() => (Some(partial), None),
-            other => (None, other),
-        };
-        if let Some(partial) = before {
-            partial.remove()?;
+    fn commit(&self, diff_id: &Digest, mut partial: Option<Partial>) -> Result<(), Error> {
+        // What a fast link has brought is not worth a write, which the sync of the layer would be.
+        if let Some(fresh) = partial.take_if(|it| !it.is_durable()) {
+            fresh.remove()?;
         }
         self.store.commit_layer(&self.stage.layer_path(), diff_id)?;
-        after.map_or(Ok(()), Partial::remove)
+        partial.map_or(Ok(()), Partial::remove)
     }
 
-    /// One pass over a layer: the bytes that it unpacked to, what has come of it, and how much of that came before.
-    #[allow(clippy::type_complexity, reason = "it is taken apart where it is made")]
+    /// One pass over a layer.
     fn try_layer(
         &self,
         client: &mut Client,
@@ -248,7 +242,7 @@ impl Attempt<'_> {
         left: u64,
         progress: &mut dyn ProgressSink,
         partial: Partial,
-    ) -> Result<(Result<u64, Failure>, Option<Partial>, u64), Failure> {
+    ) -> Result<Pass, Failure> {
         let directory = self.stage.layer_dir()?;
         let root = File::open(&directory).map_err(Error::io("open", &directory))?;
         let what = format!("layer {}", layer.digest);
@@ -265,8 +259,22 @@ impl Attempt<'_> {
             Some(ReadFailure::Listener(error)) => Err(Failure::Listener(error)),
             None => judge(streamed, layer, &what, diff_id),
         };
-        Ok((unpacked, partial, known))
+        Ok(Pass {
+            unpacked,
+            partial,
+            known,
+        })
     }
+}
+
+/// What a pass over a layer came to.
+struct Pass {
+    /// The bytes that it unpacked to.
+    unpacked: Result<u64, Failure>,
+    /// What has come of it, while that could be kept.
+    partial: Option<Partial>,
+    /// Bytes of that which came before this pull.
+    known: u64,
 }
 
 /// Whether what has come is the layer.

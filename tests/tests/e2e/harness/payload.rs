@@ -51,7 +51,8 @@ pub(crate) fn write(
     path
 }
 
-fn digest(bytes: &[u8]) -> String {
+/// SHA-256 as `sha256sum` writes it.
+pub(crate) fn digest(bytes: &[u8]) -> String {
     let digest = ring::digest::digest(&ring::digest::SHA256, bytes);
     digest.as_ref().iter().map(|byte| format!("{byte:02x}")).collect()
 }
