@@ -217,17 +217,52 @@ pub(crate) fn nextest(
         .spawn()
         .with_context(|| format!("cannot start `{}`", command::line(&command)))?;
     let mut last = None;
+    let mut boards = Boards::default();
     if let Some(stderr) = child.stderr.take() {
         for line in BufReader::new(stderr).lines() {
             let line = line.context("cannot read what nextest says")?;
             eprintln!("{line}");
+            boards.hear(&line, Instant::now());
             if line.contains("Summary") {
                 last = Some(line);
             }
         }
     }
     let status = child.wait().context("cannot wait for nextest")?;
+    if let Some(took) = boards.took() {
+        println!("the emulated boards: {} tests in {}", boards.count, minutes(took));
+    }
     Ok((status.success(), last))
+}
+
+/// From the start of the first test on an emulated board to the end of the last.
+#[derive(Default)]
+struct Boards {
+    span: Option<(Instant, Instant)>,
+    count: usize,
+}
+
+impl Boards {
+    /// Takes note of a line of nextest's: `PASS [   1.234s] ( 1/22) skiff-tests::board …`.
+    fn hear(&mut self, line: &str, now: Instant) {
+        let ended = ["PASS", "FAIL", "TIMEOUT"]
+            .iter()
+            .any(|it| line.trim_start().starts_with(it));
+        let seconds = line
+            .split_once('[')
+            .and_then(|(_, rest)| rest.split_once("s]")?.0.trim().parse::<f64>().ok());
+        let Some(seconds) = seconds.filter(|_| ended && line.contains(" skiff-tests::board ")) else {
+            return;
+        };
+        let began = now.checked_sub(Duration::from_secs_f64(seconds)).unwrap_or(now);
+        let first = self.span.map_or(began, |(first, _)| first.min(began));
+        self.span = Some((first, now));
+        self.count += 1;
+    }
+
+    fn took(&self) -> Option<Duration> {
+        self.span.map(|(first, last)| last.duration_since(first))
+    }
 }
 
 fn names_package(filter: &[String]) -> bool {
@@ -238,4 +273,32 @@ fn names_package(filter: &[String]) -> bool {
 
 fn minutes(time: Duration) -> String {
     format!("{}:{:02}", time.as_secs() / 60, time.as_secs() % 60)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn boards_are_timed_from_the_first_start_to_the_last_end() {
+        let mut boards = Boards::default();
+        assert!(boards.took().is_none());
+        let start = Instant::now() + Duration::from_secs(100);
+        for (at, line) in [
+            (
+                10,
+                "        PASS [  10.000s] ( 7/916) skiff-tests::board limits::a",
+            ),
+            (12, "        PASS [   1.000s] ( 8/916) skiff-tests::e2e wire::b"),
+            (40, "        SLOW [> 30.000s] (───) skiff-tests::board power::c"),
+            (
+                50,
+                "        PASS [  45.000s] (  9/916) skiff-tests::board power::c",
+            ),
+            (90, "        PASS [   5.000s] ( 10/916) skiff-tests::e2e wire::d"),
+        ] {
+            boards.hear(line, start + Duration::from_secs(at));
+        }
+        assert_eq!((boards.count, boards.took()), (2, Some(Duration::from_secs(50))));
+    }
 }
