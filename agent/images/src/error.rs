@@ -61,6 +61,15 @@ impl Error {
         }
     }
 
+    /// Whether more room on the disk would have helped.
+    pub(crate) fn is_full(&self) -> bool {
+        match self {
+            Self::Full { .. } => true,
+            Self::Io { source, .. } => source.kind() == io::ErrorKind::StorageFull,
+            _ => false,
+        }
+    }
+
     /// Whether pulling the image again puts it right.
     #[must_use]
     pub fn is_repaired_by_pull(&self) -> bool {
@@ -113,6 +122,12 @@ pub enum UnpackError {
         what: &'static str,
         /// The bound.
         limit: u64,
+    },
+    /// The disk would be left with less than must stay free.
+    #[error("the disk has less than {keep_free} bytes free, which the node keeps for what runs; free some")]
+    Full {
+        /// Bytes that stay free.
+        keep_free: u64,
     },
     /// The node's file system refused.
     #[error("entry {name}: cannot {action}: {source}")]

@@ -6,13 +6,15 @@
 //! - What has come of a layer is kept until the layer is whole, and believed for nothing but its digest in the end.
 //! - A layer directory under `layers/` never changes.
 //! - Nothing of an image is followed out of its own tree: neither by the unpack nor by a look at `/etc/passwd`.
+//! - What a Pod names or something runs from is never taken out.
 //! - Every byte from a registry is counted against a bound of [`limits`] before it is kept.
 //!
-//! Absent on purpose: a runtime (all of it blocks; the pull is a process of its own), garbage collection, and any
-//! choice of when to pull.
+//! Absent on purpose: a runtime (all of it blocks; pull and collection are processes of their own), and any choice of when
+//! to pull or to collect.
 
 #![forbid(unsafe_code)]
 
+pub mod collect;
 mod decompress;
 mod digest;
 mod error;
@@ -21,6 +23,7 @@ pub mod limits;
 mod merged;
 mod partial;
 pub mod pull;
+mod record;
 mod registry;
 mod store;
 mod unpack;

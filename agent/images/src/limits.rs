@@ -63,6 +63,8 @@ pub struct Limits {
     pub connect_timeout_seconds: u64,
     /// Seconds without a byte after which a connection counts as broken.
     pub stall_timeout_seconds: u64,
+    /// Bytes of the disk that stay free: below that the node would be short of it, and end Pods.
+    pub keep_free_bytes: u64,
 }
 
 impl Default for Limits {
@@ -73,6 +75,7 @@ impl Default for Limits {
             max_entries: 1_000_000,
             connect_timeout_seconds: 15,
             stall_timeout_seconds: 30,
+            keep_free_bytes: 0,
         }
     }
 }

@@ -195,22 +195,32 @@ impl Partial {
 /// Gives back how many bytes that were.
 pub(crate) fn clear(directory: &Path, all: bool) -> Result<u64, Error> {
     let mut cleared = 0;
-    for entry in fs::read_dir(directory).map_err(Error::io("list", directory))? {
-        let path = entry.map_err(Error::io("list", directory))?.path();
-        let Ok(file) = File::open(&path) else { continue };
-        let Ok(metadata) = file.metadata() else { continue };
+    for path in crate::store::entries(directory)? {
         // A clock that went back makes nothing old.
-        let age = metadata
-            .modified()
+        let modified = fs::symlink_metadata(&path).and_then(|it| it.modified());
+        let age = modified
             .ok()
             .and_then(|at| SystemTime::now().duration_since(at).ok());
-        let old = all || age.is_some_and(|age| age > LIFE);
-        if old && file.try_lock().is_ok() {
-            fs::remove_file(&path).map_err(Error::io("remove", &path))?;
-            cleared += metadata.len();
+        if all || age.is_some_and(|age| age > LIFE) {
+            cleared += remove(&path)?.unwrap_or(0);
         }
     }
     Ok(cleared)
+}
+
+/// Removes what has come of one layer, and gives its bytes; nothing while a pull is at it.
+pub(crate) fn remove(path: &Path) -> Result<Option<u64>, Error> {
+    let Ok(file) = File::open(path) else {
+        return Ok(None);
+    };
+    let Ok(metadata) = file.metadata() else {
+        return Ok(None);
+    };
+    if file.try_lock().is_err() {
+        return Ok(None);
+    }
+    fs::remove_file(path).map_err(Error::io("remove", path))?;
+    Ok(Some(metadata.len()))
 }
 
 fn is_same(named: &fs::Metadata, file: &File) -> bool {

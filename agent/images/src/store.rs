@@ -4,40 +4,47 @@
 //! layers/<diff ID>/          the unpacked tree of one layer, ready to be an overlayfs lower directory
 //! images/<manifest>.json     what an image consists of: configuration and diff IDs, bottom first
 //! refs/<hash of name>.json   which image a reference means
+//! good/<hash of repository>  which image of a repository last ran well
 //! partial/<digest>           what has come of a layer that is not whole yet
-//! tmp/<pid>-<n>/             what a pull is working on; `lock` in it is held while the pull lives
+//! tmp/<pid>-<n>/             what a pull is working on; `lock` in it is held while the pull lives, `claim` says what it needs
+//! lock                       held while a claim is made, and while something is taken out of the store
 //! ```
+//!
+//! The time of an image's file is when it was last used. A second store, which is only read, may come with the device: what it
+//! has is as good as here.
 //!
 //! Always holds: a layer is written and the file system synced before it gets its name, an image is written after all
 //! its layers have theirs, a reference after its image. So a power cut leaves the old image or the new one. Each of
-//! these steps is one `rename` followed by an `fsync` of the directory; nothing is changed in place. A damaged file is
-//! an error and never taken for a missing one.
+//! these steps is one `rename` followed by an `fsync` of the directory; nothing is changed in place. What goes, goes in the
+//! other order. A damaged file is an error and never taken for a missing one.
 
+use std::collections::BTreeSet;
 use std::fs::{self, File};
-use std::io::{self, Read, Write};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::SystemTime;
 
 use rustix::io::Errno;
-use serde::de::DeserializeOwned;
-use serde::{Deserialize, Serialize};
 use skiff_protocol::image_ref::{Digest, ImageRef};
 
 use crate::digest::sha256;
 use crate::error::Error;
-use crate::image::{Image, ImageConfig};
-use crate::limits::{MAX_LAYERS, MAX_METADATA_BYTES};
+use crate::image::Image;
 use crate::partial::{self, Partial};
+use crate::record::{
+    Claim, GoodRecord, ImageRecord, RefRecord, encode, image_path, layer_path, read_good, read_image,
+    read_record, read_ref, ref_path, write_record,
+};
 
-const LAYERS: &str = "layers";
-const IMAGES: &str = "images";
-const REFS: &str = "refs";
-const TMP: &str = "tmp";
-const PARTIAL: &str = "partial";
+pub(crate) const LAYERS: &str = "layers";
+pub(crate) const IMAGES: &str = "images";
+pub(crate) const REFS: &str = "refs";
+pub(crate) const GOOD: &str = "good";
+pub(crate) const TMP: &str = "tmp";
+pub(crate) const PARTIAL: &str = "partial";
 const LOCK: &str = "lock";
-/// Raised when the files of the store change their meaning; another version is refused, never guessed at.
-const FORMAT: u32 = 1;
-
+const CLAIM: &str = "claim";
 /// Times that this process has had the disk flush its cache.
 static SYNCS: AtomicU64 = AtomicU64::new(0);
 
@@ -51,40 +58,6 @@ pub(crate) fn syncs() -> u64 {
     SYNCS.load(Ordering::Relaxed)
 }
 
-/// `images/<manifest>.json`.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub(crate) struct ImageRecord {
-    format: u32,
-    digest: Digest,
-    /// Diff IDs, bottom first.
-    layers: Vec<Digest>,
-    config: ImageConfig,
-    size_bytes: u64,
-}
-
-impl ImageRecord {
-    pub(crate) fn new(digest: Digest, layers: Vec<Digest>, config: ImageConfig, size_bytes: u64) -> Self {
-        Self {
-            format: FORMAT,
-            digest,
-            layers,
-            config,
-            size_bytes,
-        }
-    }
-}
-
-/// `refs/<hash>.json`.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-struct RefRecord {
-    format: u32,
-    reference: ImageRef,
-    image: Digest,
-    repo_digest: Digest,
-}
-
 /// One line of [`Store::list`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StoredImage {
@@ -96,12 +69,20 @@ pub struct StoredImage {
     pub repo_digest: Digest,
     /// Configuration and layers as transferred, in bytes; layers that images share count for each.
     pub size_bytes: u64,
+    /// When it came or was last used, where that is known.
+    pub used: Option<SystemTime>,
+    /// It is the one of its repository that last ran well.
+    pub good: bool,
+    /// It came with the device, and stays.
+    pub preloaded: bool,
 }
 
 /// The store. Cheap to clone in meaning: it holds a path, and all truth is on disk.
 #[derive(Clone, Debug)]
 pub struct Store {
     root: PathBuf,
+    /// A store that came with the device and is only read.
+    preloaded: Option<PathBuf>,
 }
 
 impl Store {
@@ -122,7 +103,7 @@ impl Store {
         let root = root.as_ref().to_owned();
         fs::create_dir_all(&root).map_err(Error::io("create", &root))?;
         let mut made = false;
-        for name in [LAYERS, IMAGES, REFS, TMP, PARTIAL] {
+        for name in [LAYERS, IMAGES, REFS, GOOD, TMP, PARTIAL] {
             let path = root.join(name);
             match fs::create_dir(&path) {
                 Ok(()) => made = true,
@@ -136,7 +117,22 @@ impl Store {
             fs::set_permissions(&root, private).map_err(Error::io("change the mode of", &root))?;
             sync_dir(&root)?;
         }
-        Ok(Self { root })
+        Ok(Self {
+            root,
+            preloaded: None,
+        })
+    }
+
+    /// The same with what another store has, which is used in place and never changed. One that is not there has nothing.
+    #[must_use]
+    pub fn with_preloaded(mut self, directory: Option<&Path>) -> Self {
+        self.preloaded = directory.map(Path::to_owned);
+        self
+    }
+
+    /// The directories that images may be in, the own one first.
+    fn places(&self) -> impl Iterator<Item = &Path> {
+        std::iter::once(self.root.as_path()).chain(self.preloaded.as_deref())
     }
 
     /// The directory of the store.
@@ -151,8 +147,11 @@ impl Store {
     /// # Errors
     /// [`Error::Damaged`] and [`Error::Incomplete`] where the disk lost something, [`Error::Io`] where it cannot be read.
     pub fn resolve(&self, reference: &ImageRef) -> Result<Option<Image>, Error> {
-        if let Some(record) = read_record::<RefRecord>(&self.ref_path(reference))? {
-            check_format(&self.ref_path(reference), record.format)?;
+        for place in self.places() {
+            let path = ref_path(place, reference);
+            let Some(record) = read_ref(&path)? else {
+                continue;
+            };
             let image = self.load(&record.image, record.repo_digest)?;
             return image.map(Some).ok_or_else(|| Error::Incomplete {
                 reference: reference.to_string(),
@@ -170,30 +169,83 @@ impl Store {
     /// # Errors
     /// As [`Self::resolve`].
     pub fn list(&self) -> Result<Vec<StoredImage>, Error> {
-        let mut listed = Vec::new();
-        let directory = self.root.join(REFS);
-        for entry in fs::read_dir(&directory).map_err(Error::io("list", &directory))? {
-            let path = entry.map_err(Error::io("list", &directory))?.path();
-            // Gone between the listing and the reading is as good as never listed.
-            let Some(record) = read_record::<RefRecord>(&path)? else {
-                continue;
-            };
-            check_format(&path, record.format)?;
-            let image = self
-                .load(&record.image, record.repo_digest)?
-                .ok_or_else(|| Error::Incomplete {
-                    reference: record.reference.to_string(),
-                    missing: format!("image {}", record.image),
-                })?;
-            listed.push(StoredImage {
-                reference: record.reference,
-                digest: record.image,
-                repo_digest: record.repo_digest,
-                size_bytes: image.size_bytes,
-            });
+        let good = self.good()?;
+        let mut listed: Vec<StoredImage> = Vec::new();
+        for place in self.places() {
+            for record in self.references(place)? {
+                // A name of the own store hides the same one of the other.
+                if listed.iter().any(|it| it.reference == record.reference) {
+                    continue;
+                }
+                let image =
+                    self.load(&record.image, record.repo_digest)?
+                        .ok_or_else(|| Error::Incomplete {
+                            reference: record.reference.to_string(),
+                            missing: format!("image {}", record.image),
+                        })?;
+                let path = image_path(&self.root, &record.image);
+                let used = fs::metadata(&path).and_then(|it| it.modified()).ok();
+                listed.push(StoredImage {
+                    reference: record.reference,
+                    digest: record.image,
+                    repo_digest: record.repo_digest,
+                    size_bytes: image.size_bytes,
+                    used,
+                    good: good.contains(&record.image),
+                    preloaded: place != self.root,
+                });
+            }
         }
         listed.sort_by(|a, b| a.reference.cmp(&b.reference));
         Ok(listed)
+    }
+
+    /// What each name means in one of the places.
+    pub(crate) fn references(&self, place: &Path) -> Result<Vec<RefRecord>, Error> {
+        let mut out = Vec::new();
+        for path in entries(&place.join(REFS))? {
+            // Gone between the listing and the reading is as good as never listed.
+            out.extend(read_ref(&path)?);
+        }
+        Ok(out)
+    }
+
+    /// The images that last ran well, each of its repository. What cannot be read is not known.
+    pub(crate) fn good(&self) -> Result<BTreeSet<Digest>, Error> {
+        let paths = entries(&self.root.join(GOOD))?;
+        let records = paths.iter().filter_map(|it| read_good(it));
+        Ok(records.map(|it| it.image).collect())
+    }
+
+    /// Notes that an image ran well: of its repository it stays until another one does. Writes nothing where nothing changes,
+    /// and is not synced, for what is lost with the power is found out again.
+    ///
+    /// # Errors
+    /// [`Error::Io`] names the file that could not be written.
+    pub fn note_good(&self, reference: &ImageRef, image: &Digest) -> Result<(), Error> {
+        let (record, path) = GoodRecord::new(&self.root, reference, *image);
+        if read_good(&path).is_some_and(|known| known.image == *image) {
+            return Ok(());
+        }
+        let bytes = encode(&path, &record)?;
+        let new = path.with_extension("new");
+        fs::write(&new, bytes).map_err(Error::io("write", &new))?;
+        fs::rename(&new, &path).map_err(Error::io("rename a record to", &path))
+    }
+
+    /// Notes that an image was used until now. Not synced; one that came with the device needs no note.
+    ///
+    /// # Errors
+    /// [`Error::Io`] names the file whose time could not be set.
+    pub fn note_used(&self, image: &Digest, now: SystemTime) -> Result<(), Error> {
+        let path = image_path(&self.root, image);
+        match File::open(&path) {
+            Ok(file) => file
+                .set_modified(now)
+                .map_err(Error::io("set the time of", &path)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            Err(error) => Err(Error::io("open", &path)(error)),
+        }
     }
 
     /// A digest over names and images, equal on two nodes that hold the same.
@@ -209,51 +261,99 @@ impl Store {
     }
 
     fn load(&self, digest: &Digest, repo_digest: Digest) -> Result<Option<Image>, Error> {
-        let path = self.image_path(digest);
-        let Some(record) = read_record::<ImageRecord>(&path)? else {
-            return Ok(None);
-        };
-        check_format(&path, record.format)?;
-        if record.digest != *digest {
-            let reason = format!("it describes {}", record.digest);
-            return Err(Error::Damaged { path, reason });
-        }
-        if record.layers.len() > MAX_LAYERS {
-            return Err(Error::Damaged {
-                path,
-                reason: format!("it has {} layers", record.layers.len()),
-            });
-        }
-        for layer in &record.layers {
-            if !self.has_layer(layer)? {
-                let missing = format!("layer {layer}");
-                return Err(Error::Incomplete {
-                    reference: digest.to_string(),
-                    missing,
-                });
+        for place in self.places() {
+            if let Some(record) = read_image(place, digest)? {
+                return self.whole(record, repo_digest).map(Some);
             }
         }
-        Ok(Some(Image {
+        Ok(None)
+    }
+
+    /// The image of a record, if all its layers are there.
+    fn whole(&self, record: ImageRecord, repo_digest: Digest) -> Result<Image, Error> {
+        let mut layers = Vec::with_capacity(record.layers.len());
+        for layer in &record.layers {
+            let path = self.find_layer(layer)?.ok_or_else(|| Error::Incomplete {
+                reference: record.digest.to_string(),
+                missing: format!("layer {layer}"),
+            })?;
+            layers.push(path);
+        }
+        Ok(Image {
             digest: record.digest,
             repo_digest,
-            layers: record.layers.iter().map(|layer| self.layer_path(layer)).collect(),
+            layers,
             config: record.config,
             size_bytes: record.size_bytes,
-        }))
+        })
     }
 
     /// Whether the layer with this diff ID is here, whole.
     pub(crate) fn has_layer(&self, diff_id: &Digest) -> Result<bool, Error> {
-        let path = self.layer_path(diff_id);
-        match fs::symlink_metadata(&path) {
-            Ok(metadata) if metadata.is_dir() => Ok(true),
-            Ok(_) => Err(Error::Damaged {
-                path,
-                reason: "it is not a directory".to_owned(),
-            }),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
-            Err(error) => Err(Error::io("look at", &path)(error)),
+        Ok(self.find_layer(diff_id)?.is_some())
+    }
+
+    /// The directory of the layer with this diff ID.
+    fn find_layer(&self, diff_id: &Digest) -> Result<Option<PathBuf>, Error> {
+        for place in self.places() {
+            let path = layer_path(place, diff_id);
+            match fs::symlink_metadata(&path) {
+                Ok(metadata) if metadata.is_dir() => return Ok(Some(path)),
+                Ok(_) => {
+                    return Err(Error::Damaged {
+                        path,
+                        reason: "it is not a directory".to_owned(),
+                    });
+                }
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(error) => return Err(Error::io("look at", &path)(error)),
+            }
         }
+        Ok(None)
+    }
+
+    /// Holds others off while a claim is made, or something is taken out of the store.
+    pub(crate) fn guard(&self) -> Result<File, Error> {
+        let path = self.root.join(LOCK);
+        let file = File::options().create(true).append(true).open(&path);
+        let file = file.map_err(Error::io("open", &path))?;
+        file.lock().map_err(Error::io("lock", &path))?;
+        Ok(file)
+    }
+
+    /// Says what a pull needs: such layers stay, and other pulls leave it the room.
+    pub(crate) fn claim(&self, stage: &Stage, claim: &Claim) -> Result<(), Error> {
+        let _guard = self.guard()?;
+        stage.claim(claim)
+    }
+
+    /// The same where there is the room.
+    pub(crate) fn reserve(&self, stage: &Stage, claim: &Claim, keep_free: u64) -> Result<(), Error> {
+        // Of two pulls that find room for one of them, one gets it.
+        let _guard = self.guard()?;
+        self.room_for(stage, claim.bytes, keep_free)?;
+        stage.claim(claim)
+    }
+
+    /// What a pull has said that it needs.
+    pub(crate) fn claimed(&self, stage: &Stage) -> Claim {
+        let claim = read_record(&stage.path.join(CLAIM));
+        claim.ok().flatten().unwrap_or_default()
+    }
+
+    /// What the pulls that live need, but for one.
+    pub(crate) fn claims(&self, except: Option<&Stage>) -> Result<Vec<Claim>, Error> {
+        let mut out = Vec::new();
+        for path in entries(&self.root.join(TMP))? {
+            if except.is_some_and(|it| it.path == path) || !is_in_use(&path) {
+                continue;
+            }
+            // One that it has not made yet, or is gone by now.
+            if let Ok(Some(claim)) = read_record(&path.join(CLAIM)) {
+                out.push(claim);
+            }
+        }
+        Ok(out)
     }
 
     /// Makes a directory of its own under `tmp`, locked while the [`Stage`] lives.
@@ -278,13 +378,16 @@ impl Store {
         Partial::open(&self.root.join(PARTIAL).join(layer.hex()))
     }
 
-    /// Bytes that are free for a layer of `size` bytes as transferred, once what others have begun was given up for it where
-    /// that is needed. What it unpacks to is no less, so to fetch it for less room would be a waste.
-    pub(crate) fn room_for(&self, size: u64) -> Result<u64, Error> {
-        let mut free = self.free()?;
+    /// Bytes that are free for a layer of `size` bytes as transferred: without `keep_free`, and without what other pulls need;
+    /// once what others have begun was given up for it where that is needed. What it unpacks to is no less, so to fetch it for
+    /// less room would be a waste.
+    pub(crate) fn room_for(&self, stage: &Stage, size: u64, keep_free: u64) -> Result<u64, Error> {
+        let others = self.claims(Some(stage))?.iter().map(|it| it.bytes).sum::<u64>();
+        let kept = keep_free.saturating_add(others);
+        let mut free = self.free()?.saturating_sub(kept);
         if free < size {
             self.reclaim()?;
-            free = self.free()?;
+            free = self.free()?.saturating_sub(kept);
         }
         if free < size {
             return Err(Error::Full {
@@ -296,7 +399,7 @@ impl Store {
         Ok(free)
     }
 
-    fn free(&self) -> Result<u64, Error> {
+    pub(crate) fn free(&self) -> Result<u64, Error> {
         let disk = rustix::fs::statvfs(&self.root).map_err(Error::sys("look at the disk of", &self.root))?;
         Ok(disk.f_bavail.saturating_mul(disk.f_frsize))
     }
@@ -312,7 +415,7 @@ impl Store {
         let tree = File::open(unpacked).map_err(Error::io("open", unpacked))?;
         rustix::fs::syncfs(&tree).map_err(Error::sys("sync the file system of", unpacked))?;
         count_sync();
-        let target = self.layer_path(diff_id);
+        let target = layer_path(&self.root, diff_id);
         match fs::rename(unpacked, &target) {
             Ok(()) => {}
             Err(_) if self.has_layer(diff_id)? => remove_tree(unpacked)?,
@@ -329,14 +432,9 @@ impl Store {
         reference: &ImageRef,
         repo_digest: Digest,
     ) -> Result<(), Error> {
-        write_record(stage, &self.image_path(&record.digest), record)?;
-        let name = RefRecord {
-            format: FORMAT,
-            reference: reference.clone(),
-            image: record.digest,
-            repo_digest,
-        };
-        write_record(stage, &self.ref_path(reference), &name)
+        write_record(stage, &image_path(&self.root, &record.digest), record)?;
+        let name = RefRecord::new(reference, record.digest, repo_digest);
+        write_record(stage, &ref_path(&self.root, reference), &name)
     }
 
     /// Lets `reference` mean the image `digest` if that is here, whole. Writes nothing where nothing changes.
@@ -347,14 +445,16 @@ impl Store {
         reference: &ImageRef,
         repo_digest: Digest,
     ) -> Result<bool, Error> {
+        // Not to be taken out before it has the name.
+        let _guard = self.guard()?;
         match self.load(&digest, repo_digest) {
             Ok(Some(_)) => {}
             Ok(None) => return Ok(false),
             Err(error) if error.is_repaired_by_pull() => return Ok(false),
             Err(error) => return Err(error),
         }
-        let path = self.ref_path(reference);
-        let known = match read_record::<RefRecord>(&path) {
+        let path = ref_path(&self.root, reference);
+        let known = match read_ref(&path) {
             Ok(known) => known,
             Err(Error::Damaged { .. }) => None,
             Err(error) => return Err(error),
@@ -362,45 +462,41 @@ impl Store {
         if known.is_some_and(|known| known.image == digest && known.repo_digest == repo_digest) {
             return Ok(true);
         }
-        let name = RefRecord {
-            format: FORMAT,
-            reference: reference.clone(),
-            image: digest,
-            repo_digest,
-        };
+        let name = RefRecord::new(reference, digest, repo_digest);
         write_record(stage, &path, &name)?;
         Ok(true)
     }
 
     /// Removes what no living pull holds the lock of.
-    fn clear_tmp(&self) -> Result<(), Error> {
-        let tmp = self.root.join(TMP);
-        for entry in fs::read_dir(&tmp).map_err(Error::io("list", &tmp))? {
-            let path = entry.map_err(Error::io("list", &tmp))?.path();
-            let in_use = match File::open(path.join(LOCK)) {
-                Ok(lock) => matches!(lock.try_lock(), Err(fs::TryLockError::WouldBlock)),
-                Err(_) => false,
-            };
-            if !in_use {
+    pub(crate) fn clear_tmp(&self) -> Result<(), Error> {
+        for path in entries(&self.root.join(TMP))? {
+            if !is_in_use(&path) {
                 remove_tree(&path)?;
             }
         }
         Ok(())
     }
+}
 
-    fn layer_path(&self, diff_id: &Digest) -> PathBuf {
-        self.root.join(LAYERS).join(diff_id.hex())
+/// Whether the pull whose directory this is lives.
+fn is_in_use(stage: &Path) -> bool {
+    match File::open(stage.join(LOCK)) {
+        Ok(lock) => matches!(lock.try_lock(), Err(fs::TryLockError::WouldBlock)),
+        Err(_) => false,
     }
+}
 
-    fn image_path(&self, digest: &Digest) -> PathBuf {
-        self.root.join(IMAGES).join(format!("{}.json", digest.hex()))
-    }
-
-    fn ref_path(&self, reference: &ImageRef) -> PathBuf {
-        // A name may hold what a file name cannot, so its hash names the file and the file names the reference.
-        let hash = sha256(reference.to_string().as_bytes()).hex();
-        self.root.join(REFS).join(format!("{hash}.json"))
-    }
+/// What is in a directory; nothing where it is not there.
+pub(crate) fn entries(directory: &Path) -> Result<Vec<PathBuf>, Error> {
+    let listed = match fs::read_dir(directory) {
+        Ok(listed) => listed,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) => return Err(Error::io("list", directory)(error)),
+    };
+    let paths = listed.map(|entry| entry.map(|it| it.path()));
+    paths
+        .collect::<io::Result<_>>()
+        .map_err(Error::io("list", directory))
 }
 
 /// A pull's own directory under `tmp`, removed when it is dropped.
@@ -411,6 +507,17 @@ pub(crate) struct Stage {
 }
 
 impl Stage {
+    fn claim(&self, claim: &Claim) -> Result<(), Error> {
+        let path = self.path.join(CLAIM);
+        let bytes = encode(&path, claim)?;
+        fs::write(&path, bytes).map_err(Error::io("write", &path))
+    }
+
+    /// The directory itself.
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
     /// The directory for a layer to be unpacked into.
     pub(crate) fn layer_path(&self) -> PathBuf {
         self.path.join("layer")
@@ -433,48 +540,7 @@ impl Drop for Stage {
     }
 }
 
-fn check_format(path: &Path, format: u32) -> Result<(), Error> {
-    if format == FORMAT {
-        return Ok(());
-    }
-    Err(Error::Damaged {
-        path: path.to_owned(),
-        reason: format!("format {format}, this version knows {FORMAT}"),
-    })
-}
-
-fn read_record<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, Error> {
-    let file = match File::open(path) {
-        Ok(file) => file,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-        Err(error) => return Err(Error::io("open", path)(error)),
-    };
-    let mut bytes = Vec::new();
-    file.take(MAX_METADATA_BYTES)
-        .read_to_end(&mut bytes)
-        .map_err(Error::io("read", path))?;
-    let damaged = |error: serde_json::Error| Error::Damaged {
-        path: path.to_owned(),
-        reason: error.to_string(),
-    };
-    serde_json::from_slice(&bytes).map(Some).map_err(damaged)
-}
-
-fn write_record<T: Serialize>(stage: &Stage, path: &Path, record: &T) -> Result<(), Error> {
-    let tmp = stage.path.join("record");
-    let bytes = serde_json::to_vec(record)
-        .map_err(io::Error::from)
-        .map_err(Error::io("encode", path))?;
-    let mut file = File::create(&tmp).map_err(Error::io("create", &tmp))?;
-    file.write_all(&bytes).map_err(Error::io("write", &tmp))?;
-    file.sync_all().map_err(Error::io("sync", &tmp))?;
-    count_sync();
-    fs::rename(&tmp, path).map_err(Error::io("rename a record to", path))?;
-    let directory = path.parent().unwrap_or(path);
-    sync_dir(directory)
-}
-
-fn sync_dir(path: &Path) -> Result<(), Error> {
+pub(crate) fn sync_dir(path: &Path) -> Result<(), Error> {
     let directory = File::open(path).map_err(Error::io("open", path))?;
     directory.sync_all().map_err(Error::io("sync", path))?;
     count_sync();
@@ -482,7 +548,7 @@ fn sync_dir(path: &Path) -> Result<(), Error> {
 }
 
 /// Removes a file or a tree; that it is not there is fine.
-fn remove_tree(path: &Path) -> Result<(), Error> {
+pub(crate) fn remove_tree(path: &Path) -> Result<(), Error> {
     let removed = match fs::remove_dir_all(path) {
         Err(error) if error.raw_os_error() == Some(Errno::NOTDIR.raw_os_error()) => fs::remove_file(path),
         removed => removed,

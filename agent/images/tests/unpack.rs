@@ -22,6 +22,7 @@ fn options() -> UnpackOptions {
         max_bytes: 4 << 20,
         max_entries: 1000,
         devices: DeviceNodes::Skip,
+        keep_free: 0,
     }
 }
 

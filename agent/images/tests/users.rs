@@ -131,6 +131,7 @@ fn upper_layers_hide_lower_ones() {
         max_bytes: 1 << 20,
         max_entries: 10,
         devices: DeviceNodes::Skip,
+        keep_free: 0,
     };
     let archive = builder.into_inner().unwrap();
     unpack_layer(

@@ -16,10 +16,11 @@ use crate::decompress::Decompressed;
 use crate::digest::HashingReader;
 use crate::error::{Error, UnpackError};
 use crate::partial::Partial;
+use crate::record::{Claim, ImageRecord};
 use crate::registry::{
     BlobReader, Client, Config, Descriptor, Document, Manifest, ReadFailure, RegistryError, choose,
 };
-use crate::store::{ImageRecord, Stage, Store};
+use crate::store::{Stage, Store};
 use crate::unpack::{DeviceNodes, UnpackOptions, unpack_layer};
 
 /// How many times its size must be free for what comes of a layer to be kept beside what it unpacks to.
@@ -46,7 +47,7 @@ impl Failure {
     pub(crate) fn is_local(&self) -> bool {
         match self {
             Self::Store(_) | Self::Listener(_) => true,
-            Self::Unpack { error, .. } => matches!(error, UnpackError::Write { .. }),
+            Self::Unpack { error, .. } => is_of_disk(error),
             Self::Registry(_) => false,
         }
     }
@@ -54,15 +55,32 @@ impl Failure {
     /// Whether what came is not what was asked for, or is nothing that a layer can be.
     fn is_of_content(&self) -> bool {
         match self {
-            Self::Unpack { error, .. } => !matches!(error, UnpackError::Write { .. }),
+            Self::Unpack { error, .. } => !is_of_disk(error),
             Self::Registry(error) => matches!(error, RegistryError::Mismatch { .. }),
             Self::Store(_) | Self::Listener(_) => false,
         }
     }
 
+    /// Whether more room on the disk would have helped.
     fn is_full_disk(&self) -> bool {
-        matches!(self, Self::Unpack { error: UnpackError::Write { source, .. }, .. }
-            if source.kind() == io::ErrorKind::StorageFull)
+        match self {
+            Self::Store(error) => error.is_full(),
+            Self::Unpack { error, .. } => match error {
+                UnpackError::Full { .. } => true,
+                UnpackError::Write { source, .. } => source.kind() == io::ErrorKind::StorageFull,
+                _ => false,
+            },
+            Self::Registry(_) | Self::Listener(_) => false,
+        }
+    }
+
+    /// Bytes that should be free for another try, if that is what was missing; `left` bytes were still to come. That what they
+    /// unpack to is more is known where it has filled the disk.
+    pub(crate) fn needs(&self, left: u64) -> Option<u64> {
+        match self {
+            Self::Store(Error::Full { needed, .. }) => Some(*needed),
+            _ => self.is_full_disk().then(|| left.saturating_mul(ROOM)),
+        }
     }
 
     pub(crate) fn is_unavailable(&self) -> bool {
@@ -72,6 +90,11 @@ impl Failure {
     pub(crate) fn is_not_found(&self) -> bool {
         matches!(self, Self::Registry(RegistryError::Answer { status: 404, .. }))
     }
+}
+
+/// Whether it is the node's disk that refused.
+fn is_of_disk(error: &UnpackError) -> bool {
+    matches!(error, UnpackError::Write { .. } | UnpackError::Full { .. })
 }
 
 /// The URL that a source is asked at.
@@ -112,6 +135,14 @@ impl Attempt<'_> {
         let config = client.small_blob(&manifest.config.digest, "image configuration")?;
         let config = Config::parse(&config, &self.request.platform, manifest.layers.len())?;
         let mut left = limits.max_unpacked_bytes;
+        let mut claim = Claim {
+            layers: config.diff_ids.clone(),
+            bytes: 0,
+        };
+        // Before it looks what is here: from now on that stays.
+        self.store.claim(self.stage, &claim)?;
+        claim.bytes = self.missing(&manifest.layers, &config.diff_ids)?;
+        self.store.reserve(self.stage, &claim, limits.keep_free_bytes)?;
         for (layer, diff_id) in manifest.layers.iter().zip(&config.diff_ids) {
             if self.store.has_layer(diff_id)? {
                 progress
@@ -119,6 +150,8 @@ impl Attempt<'_> {
                     .map_err(Failure::Listener)?;
             } else {
                 left -= self.layer(&mut client, layer, diff_id, left, progress)?;
+                claim.bytes = claim.bytes.saturating_sub(layer.size);
+                self.store.claim(self.stage, &claim)?;
             }
         }
         let size = manifest
@@ -129,6 +162,17 @@ impl Attempt<'_> {
         self.store
             .commit_image(self.stage, &record, self.reference, repo_digest)?;
         Ok(digest)
+    }
+
+    /// Bytes of the layers that are not here, as transferred.
+    fn missing(&self, layers: &[Descriptor], diff_ids: &[Digest]) -> Result<u64, Error> {
+        let mut sum = 0_u64;
+        for (layer, diff_id) in layers.iter().zip(diff_ids) {
+            if !self.store.has_layer(diff_id)? {
+                sum = sum.saturating_add(layer.size);
+            }
+        }
+        Ok(sum)
     }
 
     /// The platform's manifest, its digest, and the digest that the reference led to.
@@ -164,7 +208,8 @@ impl Attempt<'_> {
             let Some(mut partial) = self.partial(layer, diff_id, progress)? else {
                 return Ok(0);
             };
-            if self.store.room_for(layer.size)? / ROOM < layer.size {
+            let keep_free = self.request.limits.keep_free_bytes;
+            if self.store.room_for(self.stage, layer.size, keep_free)? / ROOM < layer.size {
                 partial.stop();
             }
             let pass = self.try_layer(client, layer, diff_id, left, progress, partial)?;
@@ -250,6 +295,7 @@ impl Attempt<'_> {
             max_bytes: left,
             max_entries: self.request.limits.max_entries,
             devices: DeviceNodes::Skip,
+            keep_free: self.request.limits.keep_free_bytes,
         };
         let mut blob = BlobReader::new(client, progress, layer, &what, partial);
         let streamed = stream(&mut blob, &root, &options);
@@ -290,7 +336,9 @@ fn judge(streamed: Streamed, layer: &Descriptor, what: &str, diff_id: &Digest) -
     let (transferred, _) = streamed
         .transferred
         .map_err(|error| unpack(UnpackError::Archive(error)))?;
-    if let Err(error @ (UnpackError::Write { .. } | UnpackError::Limit { .. })) = streamed.unpacked {
+    if let Err(error @ (UnpackError::Write { .. } | UnpackError::Full { .. } | UnpackError::Limit { .. })) =
+        streamed.unpacked
+    {
         return Err(unpack(error));
     }
     if transferred != layer.digest {
@@ -323,7 +371,9 @@ fn stream(blob: &mut BlobReader<'_>, root: &File, options: &UnpackOptions) -> St
         });
     // A full disk or a passed bound is not worth the rest of the transfer.
     let transferred = match &unpacked {
-        Err(UnpackError::Write { .. } | UnpackError::Limit { .. }) => Ok((Digest::from_sha256([0; 32]), 0)),
+        Err(UnpackError::Write { .. } | UnpackError::Full { .. } | UnpackError::Limit { .. }) => {
+            Ok((Digest::from_sha256([0; 32]), 0))
+        }
         _ => transferred.drain(),
     };
     Streamed {

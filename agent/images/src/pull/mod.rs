@@ -70,10 +70,7 @@ pub fn written_bytes() -> u64 {
 }
 
 fn read_request(input: impl Read) -> Result<PullRequest, PullError> {
-    let failed = |text: String| PullError {
-        reason: PullReason::ErrImagePull,
-        message: text,
-    };
+    let failed = |text: String| PullError::new(PullReason::ErrImagePull, text);
     let mut bytes = Vec::new();
     let read = input.take(MAX_REQUEST_BYTES + 1).read_to_end(&mut bytes);
     read.map_err(|error| failed(format!("the pull request cannot be read: {error}")))?;
@@ -131,15 +128,16 @@ fn write_line(output: &mut impl Write, report: &PullReport) -> io::Result<()> {
 /// # Errors
 /// [`PullError`] with what each source answered.
 pub fn pull(request: &PullRequest, progress: &mut dyn ProgressSink) -> Result<Digest, PullError> {
-    let reference = ImageRef::parse(&request.reference).map_err(|error| PullError {
-        reason: PullReason::InvalidImageName,
-        message: error.to_string(),
-    })?;
-    let local = |error: crate::Error| PullError {
-        reason: PullReason::ErrImagePull,
-        message: bounded(&format!("image {reference}: {error}")),
+    let reference = ImageRef::parse(&request.reference)
+        .map_err(|error| PullError::new(PullReason::InvalidImageName, error.to_string()))?;
+    let local = |error: crate::Error| {
+        PullError::new(
+            PullReason::ErrImagePull,
+            bounded(&format!("image {reference}: {error}")),
+        )
     };
     let store = Store::attach(&request.store).map_err(local)?;
+    let store = store.with_preloaded(request.preloaded.as_deref());
     // What a digest names never changes, so what is here is right.
     if reference.digest().is_some() || request.sources.is_empty() {
         match store.resolve(&reference) {
@@ -151,17 +149,11 @@ pub fn pull(request: &PullRequest, progress: &mut dyn ProgressSink) -> Result<Di
     }
     if request.sources.is_empty() {
         let message = format!("image {reference} is not present, and nothing says where to pull it from");
-        return Err(PullError {
-            reason: PullReason::ErrImageNeverPull,
-            message: bounded(&message),
-        });
+        return Err(PullError::new(PullReason::ErrImageNeverPull, bounded(&message)));
     }
     if request.sources.len() > MAX_SOURCES {
         let message = format!("{} sources, at most {MAX_SOURCES}", request.sources.len());
-        return Err(PullError {
-            reason: PullReason::ErrImagePull,
-            message,
-        });
+        return Err(PullError::new(PullReason::ErrImagePull, message));
     }
     let stage = store.stage().map_err(local)?;
     let mut failures = Vec::new();
@@ -183,7 +175,13 @@ pub fn pull(request: &PullRequest, progress: &mut dyn ProgressSink) -> Result<Di
             }
         }
     }
-    Err(combine(&reference, &failures))
+    let mut error = combine(&reference, &failures);
+    let needed = failures
+        .last()
+        .and_then(|it| it.1.needs(store.claimed(&stage).bytes));
+    let kept = request.limits.keep_free_bytes;
+    error.needed_bytes = needed.map(|it| it.saturating_add(kept));
+    Err(error)
 }
 
 fn combine(reference: &ImageRef, failures: &[(&Source, Failure)]) -> PullError {
@@ -206,10 +204,7 @@ fn combine(reference: &ImageRef, failures: &[(&Source, Failure)]) -> PullError {
     });
     let texts: Vec<String> = texts.collect();
     let message = format!("failed to pull image {reference}: {}", texts.join("; "));
-    PullError {
-        reason,
-        message: bounded(&message),
-    }
+    PullError::new(reason, bounded(&message))
 }
 
 /// A registry chooses its words, so their length is bounded and control characters are not passed on.

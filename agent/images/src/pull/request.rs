@@ -24,6 +24,9 @@ pub struct PullRequest {
     pub platform: Platform,
     /// The directory of the store.
     pub store: PathBuf,
+    /// A store that came with the device, whose images and layers are used in place.
+    #[serde(default)]
+    pub preloaded: Option<PathBuf>,
     /// Bounds of this pull.
     #[serde(default)]
     pub limits: Limits,
@@ -201,6 +204,21 @@ pub struct PullError {
     pub reason: PullReason,
     /// What happened at each source, with the registry's own words; at most [`crate::limits::MAX_MESSAGE_BYTES`].
     pub message: String,
+    /// The disk was too full: with so many bytes free it may go well.
+    #[serde(default)]
+    pub needed_bytes: Option<u64>,
+}
+
+impl PullError {
+    /// One that more room would not help.
+    #[must_use]
+    pub fn new(reason: PullReason, message: String) -> Self {
+        Self {
+            reason,
+            message,
+            needed_bytes: None,
+        }
+    }
 }
 
 /// The waiting reasons that the kubelet knows for images.

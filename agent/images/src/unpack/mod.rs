@@ -50,7 +50,12 @@ pub struct UnpackOptions {
     pub max_entries: u64,
     /// What becomes of device nodes.
     pub devices: DeviceNodes,
+    /// Bytes that stay free on the file system: what runs there needs them.
+    pub keep_free: u64,
 }
+
+/// Bytes of the stream between two looks at what is free.
+const LOOK_EVERY: u64 = 1 << 20;
 
 /// What an unpack did.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -78,8 +83,12 @@ pub fn unpack_layer(
 ) -> Result<Unpacked, UnpackError> {
     let mut bounded = Bounded {
         inner: stream,
+        root,
         left: options.max_bytes,
+        keep_free: options.keep_free,
+        look_at: 0,
         exceeded: false,
+        full: false,
         count: 0,
     };
     let result = Unpack::new(root, options).and_then(|unpack| unpack.run(&mut bounded));
@@ -88,6 +97,9 @@ pub fn unpack_layer(
         Err(_) if bounded.exceeded => Err(UnpackError::Limit {
             what: "the unpacked size",
             limit: options.max_bytes,
+        }),
+        Err(_) if bounded.full => Err(UnpackError::Full {
+            keep_free: options.keep_free,
         }),
         Err(error) => Err(error),
         Ok(unpacked) => Ok(Unpacked {
@@ -261,16 +273,37 @@ impl<'a> Unpack<'a> {
     }
 }
 
-/// Counts, and fails where the limit is passed.
-struct Bounded<R> {
+/// Counts, and fails where the limit is passed or the disk has no more to spare.
+struct Bounded<'a, R> {
     inner: R,
+    root: BorrowedFd<'a>,
     left: u64,
+    keep_free: u64,
+    /// Of `count`, when to look at the disk next.
+    look_at: u64,
     count: u64,
     exceeded: bool,
+    full: bool,
 }
 
-impl<R: Read> Read for Bounded<R> {
+impl<R> Bounded<'_, R> {
+    /// Whether the file system has less free than must stay so. One that cannot be asked is asked by writing.
+    fn is_full(&mut self) -> bool {
+        if self.count < self.look_at {
+            return false;
+        }
+        self.look_at = self.count + LOOK_EVERY;
+        let disk = rustix::fs::fstatvfs(self.root);
+        disk.is_ok_and(|it| it.f_bavail.saturating_mul(it.f_frsize) < self.keep_free)
+    }
+}
+
+impl<R: Read> Read for Bounded<'_, R> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        if self.is_full() {
+            self.full = true;
+            return Err(io::ErrorKind::StorageFull.into());
+        }
         let count = self.inner.read(buffer)?;
         match self.left.checked_sub(count as u64) {
             Some(left) => self.left = left,

@@ -254,6 +254,7 @@ pub fn request(reference: &str, sources: Vec<Source>, store: &Path) -> PullReque
             variant: None,
         },
         store: store.to_owned(),
+        preloaded: None,
         limits: Limits {
             stall_timeout_seconds: 5,
             ..Limits::default()
