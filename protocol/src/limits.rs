@@ -68,6 +68,12 @@ pub const TEXT: usize = 4_096;
 /// Statuses in one status message; more go into the next one.
 pub const STATUSES: usize = 64;
 
+/// Most images that a node tells of, the largest: a kubelet's `nodeStatusMaxImages`.
+pub const NODE_IMAGES: usize = 50;
+
+/// Most names of one image that a node tells of.
+pub const IMAGE_NAMES: usize = 16;
+
 /// Events in one event message, and the most that wait for the link; older ones are counted as lost.
 pub const EVENTS: usize = 64;
 

@@ -33,6 +33,8 @@ fn bounds_are_those_of_the_code() {
         ("ANNOTATION_BYTES", l::ANNOTATION_BYTES),
         ("TEXT", l::TEXT),
         ("STATUSES", l::STATUSES),
+        ("NODE_IMAGES", l::NODE_IMAGES),
+        ("IMAGE_NAMES", l::IMAGE_NAMES),
         ("EVENTS", l::EVENTS),
         ("STATIC_MANIFEST", l::STATIC_MANIFEST),
         ("STATICS_AT_ONCE", l::STATICS_AT_ONCE),

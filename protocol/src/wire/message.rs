@@ -158,6 +158,11 @@ pub enum Up {
         /// A Kubernetes manifest, as JSON.
         manifest: Vec<u8>,
     },
+    /// The images that the node has, the largest: once after the agent's start, and when they change; topic kind `status`.
+    Images {
+        /// At most [`crate::limits::NODE_IMAGES`].
+        images: Vec<NodeImage>,
+    },
 }
 
 /// How a stream ended.
@@ -227,6 +232,15 @@ pub struct NodeInfo {
     pub labels: Vec<(String, String)>,
     /// Conditions beside Ready.
     pub conditions: Vec<NodeCondition>,
+}
+
+/// An image that a node has.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeImage {
+    /// Its names: with digests, then with tags; at most [`crate::limits::IMAGE_NAMES`].
+    pub names: Vec<String>,
+    /// `sizeBytes`: as it was transferred.
+    pub size_bytes: u64,
 }
 
 /// A node condition.

@@ -12,6 +12,6 @@ pub mod status;
 
 pub use frame::{Assembler, Frame, OLDEST, Unreadable, VERSION, common, frames};
 pub use message::{
-    Down, Event, Hello, LogRequest, NodeCondition, NodeInfo, StreamEnd, StreamOpen, Up, decode_down,
-    decode_up, encode_down, encode_up,
+    Down, Event, Hello, LogRequest, NodeCondition, NodeImage, NodeInfo, StreamEnd, StreamOpen, Up,
+    decode_down, decode_up, encode_down, encode_up,
 };

@@ -19,8 +19,8 @@ use skiff_protocol::wire::spec::{
 };
 use skiff_protocol::wire::status::{ContainerState, ContainerStatus, InForce, Phase, PodStatus, Terminated};
 use skiff_protocol::wire::{
-    Down, Event, Hello, LogRequest, NodeCondition, NodeInfo, StreamEnd, StreamOpen, Unreadable, Up,
-    decode_down, decode_up, encode_down, encode_up,
+    Down, Event, Hello, LogRequest, NodeCondition, NodeImage, NodeInfo, StreamEnd, StreamOpen, Unreadable,
+    Up, decode_down, decode_up, encode_down, encode_up,
 };
 
 /// A message or an object inside one.
@@ -589,6 +589,15 @@ fn up() -> Vec<(&'static str, Up)> {
                 manifest: b"{\"kind\":\"Pod\"}".to_vec(),
             },
         ),
+        (
+            "up-images",
+            Up::Images {
+                images: vec![NodeImage {
+                    names: vec!["docker.io/library/busybox:latest".into()],
+                    size_bytes: 2_220_000,
+                }],
+            },
+        ),
     ]
 }
 
@@ -645,6 +654,7 @@ fn prefix(sample: &Sample) -> &'static str {
         Sample::Up(Up::Bye { .. }) => "up-bye",
         Sample::Up(Up::Statics { .. }) => "up-statics",
         Sample::Up(Up::StaticPod { .. }) => "up-static-pod",
+        Sample::Up(Up::Images { .. }) => "up-images",
         Sample::Object(Object::Pod(_)) => "object-pod",
         Sample::Object(Object::ConfigMap(_)) => "object-config-map",
         Sample::Object(Object::Secret(_)) => "object-secret",
