@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
 use serde::Deserialize;
+use skiff_protocol::image_ref::ImageRef;
 use skiff_protocol::manifest::nearest;
 use skiff_protocol::quantity::Quantity;
 use skiff_protocol::wire::feature;
@@ -82,6 +83,8 @@ pub(crate) struct Config {
     pub registries: BTreeMap<String, Registry>,
     /// Whether nodes ask the server for images before any registry.
     pub images_from_server: bool,
+    /// The image store.
+    pub images: ImageStore,
     /// Where the profiles of `seccompProfile.localhostProfile` are; without it `seccomp/` in `state_dir`.
     pub seccomp_dir: Option<PathBuf>,
     /// Directories of CDI specifications; a later one's devices hide those of an earlier one.
@@ -144,6 +147,65 @@ impl Default for Eviction {
             pid_available: Threshold::Percent(10),
             hold_seconds: 30,
         }
+    }
+}
+
+/// `[images]`: the image store.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct ImageStore {
+    /// When so many hundredths of the disk are used, unused images go, the longest unused first; 100 means never.
+    pub gc_high_percent: u8,
+    /// Until no more than so many hundredths are used.
+    pub gc_low_percent: u8,
+    /// Seconds for which an image stays after it was last used, or came.
+    pub gc_min_age_seconds: u64,
+    /// Images that never go: references, or the beginnings of some with a `*` at their end.
+    pub pinned: Vec<String>,
+    /// A store that came with the device and is used in place.
+    pub preloaded: Option<PathBuf>,
+}
+
+impl Default for ImageStore {
+    /// A kubelet's.
+    fn default() -> Self {
+        Self {
+            gc_high_percent: 85,
+            gc_low_percent: 80,
+            gc_min_age_seconds: 120,
+            pinned: Vec::new(),
+            preloaded: None,
+        }
+    }
+}
+
+impl ImageStore {
+    fn check(&self) -> Result<()> {
+        ensure!(
+            self.gc_high_percent <= 100,
+            "images.gc_high_percent: must be 0 to 100"
+        );
+        ensure!(
+            self.gc_low_percent < self.gc_high_percent || self.gc_high_percent == 100,
+            "images.gc_low_percent: must be less than gc_high_percent, which is {}",
+            self.gc_high_percent
+        );
+        for (at, it) in self.pinned.iter().enumerate() {
+            let parsed = it
+                .ends_with('*')
+                .then_some(Ok(()))
+                .unwrap_or_else(|| ImageRef::parse(it).map(drop));
+            parsed.with_context(|| format!("images.pinned[{at}]"))?;
+        }
+        Ok(())
+    }
+
+    /// Bytes that are to be free, of a disk of so many, where so many are free now: nothing where it is not too full.
+    #[must_use]
+    pub(crate) fn until_free(&self, total: u64, available: u64) -> Option<u64> {
+        let free = |used: u8| (u128::from(total) * u128::from(100 - used.min(100)) / 100) as u64;
+        let is_full = self.gc_high_percent < 100 && available < free(self.gc_high_percent);
+        is_full.then(|| free(self.gc_low_percent))
     }
 }
 
@@ -243,6 +305,7 @@ impl Default for Config {
             labels: BTreeMap::new(),
             registries: BTreeMap::new(),
             images_from_server: true,
+            images: ImageStore::default(),
             reserved_storage: 0,
             agent_memory: 64 << 20,
             pull_memory: 128 << 20,
@@ -332,6 +395,7 @@ impl Config {
             self.watchdog_device.is_none() || self.watchdog_seconds > 0,
             "watchdog_device: needs watchdog_seconds, whose double is its time"
         );
+        self.images.check()?;
         self.check_policy()?;
         self.check_devices()?;
         self.pods().map(drop)

@@ -14,6 +14,7 @@ mod keys;
 mod lifecycle;
 mod share;
 mod signal;
+mod store;
 mod volumes;
 
 use std::collections::{BTreeMap, VecDeque};
@@ -24,7 +25,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use anyhow::{Context, Result};
 use skiff_core::{ContainerRef, Core, Effect, Event, Now, Record, Refusal, StartError};
 use skiff_protocol::uid::Uid;
-use skiff_protocol::wire::spec::{ConfigData, Object, ObjectKey, PodSpec};
+use skiff_protocol::wire::spec::PodSpec;
 use skiff_protocol::wire::{Down, Up};
 use skiff_transport::AckToken;
 use skiff_transport::outbox::Class;
@@ -33,7 +34,7 @@ use tracing::{error, info, warn};
 
 use crate::config::Config;
 use crate::identity::Identity;
-use crate::images::Images;
+use crate::images::{Ensured, Images};
 use crate::input::Input;
 use crate::ledger::{Ledger, Room};
 use crate::link::{self, Incoming, Link};
@@ -47,7 +48,9 @@ use crate::renewal::Renewal;
 use crate::shims::{Command, Place, Shims};
 use crate::statics::Statics;
 use crate::watchdog::Watchdog;
-use signal::{SIGTERM, signal_number};
+use lifecycle::Start;
+use signal::SIGTERM;
+use store::Uses;
 use volumes::Volumes;
 
 /// Inputs dealt with before the journal is synced.
@@ -99,6 +102,7 @@ pub(crate) struct Driver {
     /// A sandbox came or went since the network was looked at.
     network_stale: bool,
     volumes: Volumes,
+    uses: Uses,
     watchdog: Watchdog,
 }
 
@@ -129,6 +133,7 @@ impl Driver {
         let executable = place.executable.clone();
         let statics = Statics::new(&config.static_pods_dir, executable, identity.node.clone());
         let watchdog = Watchdog::new(&config);
+        let uses = Uses::new(place.run.clone());
         Self {
             config,
             identity,
@@ -157,6 +162,7 @@ impl Driver {
             network: Network::default(),
             network_stale: true,
             volumes: Volumes::new(),
+            uses,
             watchdog,
         }
     }
@@ -181,6 +187,7 @@ impl Driver {
         let running: Vec<Uid> = found.iter().map(|it| it.uid).collect();
         let mut found = Event::Observed(found);
         self.add_last_words(&mut found);
+        self.adopt_images(&found);
         self.event(found);
         self.tidy_volumes(&running);
         self.settle();
@@ -200,7 +207,7 @@ impl Driver {
                 Some(input) = self.streams.next(), if room => self.input(input),
                 // Receiving from a channel loses nothing when cancelled.
                 Some(answer) = self.volumes.next() => self.volume_answer(answer),
-                Some(query) = queries.recv() => local::answer(&self, query),
+                Some(query) = queries.recv() => local::answer(&mut self, query),
                 // A deadline that is cancelled is computed anew.
                 () = sleep_until(deadline, self.began) => self.event(Event::Tick),
                 // One sleep, kept over the turns.
@@ -273,11 +280,13 @@ impl Driver {
                 }
             }
             Input::Pulled { image, result, wrote } => {
-                for event in self.images.pulled(&image, &result, wrote) {
-                    if !self.volume_pulled(&event) {
-                        self.event(event);
-                    }
-                }
+                let events = self.images.pulled(&image, &result, wrote);
+                self.image_events(events);
+                self.see_to_room(Instant::now());
+            }
+            Input::Collected(done) => {
+                let events = self.images.collected(*done, Instant::now());
+                self.image_events(events);
             }
             Input::StreamData { sid, offset, bytes } => {
                 self.link.send(&Up::StreamData { sid, offset, bytes });
@@ -313,6 +322,7 @@ impl Driver {
                 self.network_stale = true;
                 self.shims.forget(*uid);
                 self.volumes.forget(*uid);
+                self.release_images(*uid);
                 self.node.devices.release(*uid);
                 self.arrived.remove(uid);
                 self.stop_signals.retain(|(pod, _), _| pod != uid);
@@ -416,6 +426,7 @@ impl Driver {
             self.event(Event::NodeChanged(info));
         }
         self.link.report(|| self.core.next_report());
+        self.tell_images();
     }
 
     /// Makes what was appended durable, and lets follow what waits for it.
@@ -496,8 +507,11 @@ impl Driver {
                 let floor = self.floor.load(std::sync::atomic::Ordering::Relaxed);
                 let pulling = Event::Pulling(container.clone());
                 let logins = self.logins(container.pod, &image);
-                let answer = self.images.ensure(container, &image, policy, logins, floor);
-                answer.or(Some(pulling))
+                match self.images.ensure(container, &image, policy, logins, floor) {
+                    Ensured::Now(event) => Some(*event),
+                    Ensured::Pulling => Some(pulling),
+                    Ensured::Later => None,
+                }
             }
             Effect::MakeSandbox { pod, ip } => self.make_sandbox(pod, ip),
             Effect::Start(container) => self.start(container),
@@ -556,32 +570,6 @@ impl Driver {
         }
     }
 
-    /// The stop signal of a container that an earlier agent started.
-    fn stop_signal(&self, container: &ContainerRef) -> Option<i32> {
-        let (pod, _) = self.core.pod(container.pod)?;
-        let spec = pod.container(&container.name)?;
-        if let Some(signal) = spec.stop_signal {
-            return Some(i32::from(signal));
-        }
-        let image = self.images.get(&spec.image).ok()?;
-        signal_number(image.config.stop_signal.as_deref()?)
-    }
-
-    fn lookup<'a>(&'a self, namespace: &'a str) -> impl Fn(bool, &str) -> Option<ConfigData> + 'a {
-        move |secret, name| {
-            let (namespace, name) = (namespace.to_owned(), name.to_owned());
-            let key = if secret {
-                ObjectKey::Secret(namespace, name)
-            } else {
-                ObjectKey::ConfigMap(namespace, name)
-            };
-            match self.core.object(&key)? {
-                Object::ConfigMap(data) | Object::Secret(data) => Some(data),
-                Object::Pod(_) | Object::Volume(_) => None,
-            }
-        }
-    }
-
     fn make_sandbox(&mut self, uid: Uid, ip: Option<std::net::Ipv4Addr>) -> Option<Event> {
         let config = self.core.pod(uid).map(|(pod, _)| self.sandbox(pod, ip));
         match config {
@@ -605,7 +593,13 @@ impl Driver {
         }
         let edits = self.devices_of(&container);
         match edits.and_then(|edits| self.run_request(&container, edits)) {
-            Ok((request, note, signal)) => {
+            Ok(Start {
+                request,
+                note,
+                signal,
+                image,
+            }) => {
+                self.hold_image(&container, image);
                 self.stop_signals
                     .insert((container.pod, container.name.clone()), signal);
                 // It may start anew because its resources are others, and then the Pod's are too.

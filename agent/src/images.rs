@@ -1,42 +1,42 @@
 //! Images for containers: from the store, or by a `skiff-agent pull` process.
 //!
 //! Always holds: one pull a reference, [`PULLS`] at once; the agent itself never unpacks anything; a registry that cannot
-//! be reached keeps no image waiting that is here.
+//! be reached keeps no image waiting that is here; an image that a Pod was promised stays.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
 use std::sync::{Arc, OnceLock};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context, Result, bail};
 use skiff_core::{ContainerRef, Event, ImageError};
+use skiff_images::limits::Limits;
 use skiff_images::pull::{
     Platform, PullError, PullReason, PullReport, PullRequest, Source, SourceKind, Wrote,
 };
 use skiff_images::{Image, Store};
-use skiff_protocol::image_ref::ImageRef;
+use skiff_protocol::image_ref::{Digest, ImageRef};
 use skiff_protocol::wire::spec::PullPolicy;
-use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
-use tokio::process::{Child, Command};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::task::AbortHandle;
-use tokio::time::timeout;
 use tracing::{info, warn};
 
 use crate::config::Config;
 use crate::identity::Identity;
 use crate::input::Input;
-use crate::own::{Own, Part};
+use crate::own::Own;
+use child::End;
+use collection::Collections;
 use keys::Login;
 
+mod child;
+pub(crate) mod collection;
+pub(crate) mod holds;
 pub(crate) mod keys;
+mod shown;
 
 /// Pulls at once: one that waits for its registry must not hold up all others, and memory is small.
 const PULLS: usize = 2;
-
-/// Bytes of one line that a pull process may write.
-const LINE: u64 = 64 * 1024;
 
 /// How long a registry that could not be reached is not asked for an image that is here.
 const UNREACHABLE: Duration = Duration::from_secs(60);
@@ -61,9 +61,23 @@ pub(crate) struct Images {
     /// The pulls under way, by reference.
     pulls: BTreeMap<String, Pull>,
     unreachable: Unreachable,
-    /// What pulls have written since the start, and how many there were.
+    collections: Collections,
+    /// What is in the store is not what it was when the server was last told.
+    changed: bool,
+    /// What pulls and collections have written since the start, and how many pulls there were.
     wrote: Wrote,
     ended: u64,
+}
+
+/// What becomes of a container's wish for an image.
+#[derive(Debug, PartialEq)]
+pub(crate) enum Ensured {
+    /// It is here, or will not come.
+    Now(Box<Event>),
+    /// It is being pulled; the answer comes later.
+    Pulling,
+    /// Nothing is known yet; the answer comes later.
+    Later,
 }
 
 /// A container that waits for an image.
@@ -123,7 +137,8 @@ impl Images {
         own: Own,
         inputs: mpsc::Sender<Input>,
     ) -> Result<Self> {
-        let store = Store::open(config.state_dir.join("images"))?;
+        let preloaded = config.images.preloaded.as_deref();
+        let store = Store::open(config.state_dir.join("images"))?.with_preloaded(preloaded);
         let permits = Arc::new(Semaphore::new(PULLS));
         Ok(Self {
             store,
@@ -136,6 +151,8 @@ impl Images {
             waiting: BTreeMap::new(),
             pulls: BTreeMap::new(),
             unreachable: Unreachable::default(),
+            collections: Collections::default(),
+            changed: true,
             wrote: Wrote::default(),
             ended: 0,
         })
@@ -146,7 +163,7 @@ impl Images {
         self.identity = identity;
     }
 
-    /// What pulls have written since the start, and how many there were.
+    /// What pulls and collections have written since the start, and how many pulls there were.
     pub(crate) fn wrote(&self) -> (Wrote, u64) {
         (self.wrote, self.ended)
     }
@@ -171,7 +188,17 @@ impl Images {
         policy: PullPolicy,
         logins: Vec<Login>,
         floor: u64,
-    ) -> Option<Event> {
+    ) -> Ensured {
+        if self.collections.is_running() {
+            let waiter = Waiter {
+                container,
+                policy,
+                logins,
+                floor,
+            };
+            self.collections.held.push((image.to_owned(), waiter));
+            return Ensured::Later;
+        }
         let reference = match ImageRef::parse(image) {
             Ok(reference) => reference,
             Err(error) => {
@@ -181,13 +208,13 @@ impl Images {
                     message,
                     retry: false,
                 };
-                return Some(Event::ImageFailed { container, error });
+                return Ensured::Now(Box::new(Event::ImageFailed { container, error }));
             }
         };
         let asks = policy == PullPolicy::Always && reference.digest().is_none();
         if !asks || self.unreachable.has(reference.registry(), Instant::now()) {
             match self.store.resolve(&reference) {
-                Ok(Some(image)) => return Some(ready(container, &image)),
+                Ok(Some(image)) => return Ensured::Now(Box::new(ready(container, &image))),
                 Ok(None) => {}
                 Err(error) => {
                     warn!(image = %reference, %error, "the stored image is damaged; pulling it again");
@@ -201,7 +228,7 @@ impl Images {
                 message,
                 retry: true,
             };
-            return Some(Event::ImageFailed { container, error });
+            return Ensured::Now(Box::new(Event::ImageFailed { container, error }));
         }
         let waiting = self.waiting.entry(image.to_owned()).or_default();
         waiting.push(Waiter {
@@ -210,10 +237,10 @@ impl Images {
             logins: logins.clone(),
             floor,
         });
-        if !self.pulls.contains_key(image) {
+        if !self.pulls.contains_key(image) && !self.collections.starves(image) {
             self.pull(image.to_owned(), &reference, logins, floor);
         }
-        None
+        Ensured::Pulling
     }
 
     /// A pull is over: the events of all who waited for it.
@@ -222,6 +249,17 @@ impl Images {
         self.wrote.syncs += wrote.syncs;
         self.ended += 1;
         let ended = self.pulls.remove(image);
+        self.changed |= result.is_ok();
+        // One that found no room is tried again when there is some, once.
+        let tried = self.collections.tried.remove(image);
+        if let Err(error) = result
+            && error.needed_bytes.is_some()
+            && !tried
+        {
+            let starved = (image.to_owned(), error.clone(), Wrote::default());
+            self.collections.starved.push(starved);
+            return Vec::new();
+        }
         let mut waiting = self.waiting.remove(image).unwrap_or_default();
         let reference = ImageRef::parse(image).ok();
         let local = reference
@@ -311,7 +349,11 @@ impl Images {
             sources: self.sources(reference, &logins),
             platform: Platform::host(),
             store: self.store.root().to_owned(),
-            limits: Default::default(),
+            preloaded: self.config.images.preloaded.clone(),
+            limits: Limits {
+                keep_free_bytes: self.keep_free(),
+                ..Limits::default()
+            },
             not_before_unix: floor,
         };
         let (executable, inputs, permits) =
@@ -327,16 +369,36 @@ impl Images {
             let mut wrote = Wrote::default();
             let result = run(&executable, &own, &request, PATIENCE, &mut wrote).await;
             let result = result.unwrap_or_else(|error| {
-                Err(PullError {
-                    reason: PullReason::ErrImagePull,
-                    message: format!("image {image}: {error:#}"),
-                })
+                let message = format!("image {image}: {error:#}");
+                Err(PullError::new(PullReason::ErrImagePull, message))
             });
             // The driver is gone only when the agent ends.
             let _ = inputs.send(Input::Pulled { image, result, wrote }).await;
         });
         let task = task.abort_handle();
         self.pulls.insert(key, Pull { logins, turn, task });
+    }
+
+    /// Bytes of the disk that a pull must leave: with less, Pods would be ended for it.
+    fn keep_free(&self) -> u64 {
+        let total = skiff_sys::fs::space(self.store.root()).map_or(0, |it| it.total);
+        self.config.eviction.disk_available.of(total)
+    }
+
+    /// Something no longer runs from an image: it is unused from now on.
+    pub(crate) fn unused(&self, image: &Digest, floor: u64) {
+        let now = SystemTime::now().max(SystemTime::UNIX_EPOCH + Duration::from_secs(floor));
+        if let Err(error) = self.store.note_used(image, now) {
+            warn!(%image, %error, "the time of an image's last use is not kept");
+        }
+    }
+
+    /// A container ran well from an image: of its repository it stays.
+    pub(crate) fn ran_well(&self, image: &str, digest: &Digest) {
+        let noted = ImageRef::parse(image).map(|it| self.store.note_good(&it, digest));
+        if let Ok(Err(error)) = noted {
+            warn!(image, %error, "that the image ran well is not kept");
+        }
     }
 
     /// Where an image may come from: the server, mirrors, the registry itself, once for each of the credentials.
@@ -415,73 +477,34 @@ async fn run(
     patience: Duration,
     wrote: &mut Wrote,
 ) -> Result<Result<(), PullError>> {
-    let mut command = Command::new(executable);
-    command
-        .arg("pull")
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .kill_on_drop(true);
-    crate::watchdog::keep_from(&mut command);
-    let mut child = command
-        .spawn()
-        .with_context(|| format!("cannot start {} pull", executable.display()))?;
-    // Before it has anything to do: what it uses counts where it is when it begins.
-    own.take_beside(Part::Pull, child.id()).await?;
-    let mut stdin = child.stdin.take().context("the pull process has no input")?;
-    let request_line = serde_json::to_vec(request)?;
-    let Ok(written) = timeout(patience, stdin.write_all(&request_line)).await else {
-        return Ok(Err(give_up(child, request, patience).await));
-    };
-    written?;
-    drop(stdin);
-    let stdout = child.stdout.take().context("the pull process has no output")?;
-    let mut lines = BufReader::new(stdout);
     let mut last = None;
-    let mut line = String::new();
-    loop {
-        line.clear();
-        // What a line that is given up has read so far is given up with the process.
-        let Ok(read) = timeout(patience, (&mut lines).take(LINE).read_line(&mut line)).await else {
-            return Ok(Err(give_up(child, request, patience).await));
-        };
-        if read? == 0 {
-            break;
-        }
-        match serde_json::from_str(&line)? {
-            PullReport::Progress(_) => {}
-            PullReport::Wrote(said) => *wrote = said,
-            PullReport::Ok(_) => last = Some(Ok(())),
-            PullReport::Error(error) => last = Some(Err(error)),
-        }
-    }
-    let Ok(status) = timeout(patience, child.wait()).await else {
-        return Ok(Err(give_up(child, request, patience).await));
-    };
-    let status = status?;
-    match last {
-        Some(last) => Ok(last),
-        None => bail!("the pull process ended without an answer: {status}"),
+    let end = child::run(executable, "pull", own, request, patience, |line| match line {
+        PullReport::Progress(_) => {}
+        PullReport::Wrote(said) => *wrote = said,
+        PullReport::Ok(_) => last = Some(Ok(())),
+        PullReport::Error(error) => last = Some(Err(error)),
+    })
+    .await?;
+    match (end, last) {
+        (End::Stuck, _) => Ok(Err(give_up(request, patience).await)),
+        (End::Ended(_), Some(last)) => Ok(last),
+        (End::Ended(status), None) => bail!("the pull process ended without an answer: {status}"),
     }
 }
 
-/// Ends a pull that is stuck, and removes what it had unpacked; what it had fetched stays for its next try.
-async fn give_up(mut child: Child, request: &PullRequest, patience: Duration) -> PullError {
-    if let Err(error) = child.kill().await {
-        warn!(image = request.reference, %error, "a pull that is stuck cannot be killed");
-    }
+/// Removes what a pull had unpacked that was stuck; what it had fetched stays for its next try.
+async fn give_up(request: &PullRequest, patience: Duration) -> PullError {
     let store = request.store.clone();
     if let Ok(Err(error)) = tokio::task::spawn_blocking(move || Store::open(store)).await {
         warn!(image = request.reference, %error, "a pull's files stay until the next start");
     }
-    PullError {
-        // A registry that gives nothing is as good as none.
-        reason: PullReason::RegistryUnavailable,
-        message: format!(
-            "image {}: no progress for {} seconds; the pull was ended",
-            request.reference,
-            patience.as_secs()
-        ),
-    }
+    let message = format!(
+        "image {}: no progress for {} seconds; the pull was ended",
+        request.reference,
+        patience.as_secs()
+    );
+    // A registry that gives nothing is as good as none.
+    PullError::new(PullReason::RegistryUnavailable, message)
 }
 
 #[cfg(test)]

@@ -4,6 +4,8 @@ use skiff_core::Event;
 use skiff_images::pull::{PullError, Wrote};
 use skiff_protocol::wire::StreamEnd;
 
+use crate::images::collection::Collected;
+
 /// One input.
 #[derive(Debug)]
 pub(crate) enum Input {
@@ -18,6 +20,8 @@ pub(crate) enum Input {
         /// What it wrote to the disk, as far as it said so.
         wrote: Wrote,
     },
+    /// The image store has been tidied.
+    Collected(Box<Collected>),
     /// A piece of a stream.
     StreamData {
         /// The stream.

@@ -453,7 +453,7 @@ fn address(message: &Up) -> (Class, UpKind, Option<u32>) {
             (Class::Control, UpKind::Hello, None)
         }
         Up::Bye { .. } => (Class::Control, UpKind::Bye, None),
-        Up::Status { .. } | Up::Node(_) => (Class::Status, UpKind::Status, None),
+        Up::Status { .. } | Up::Node(_) | Up::Images { .. } => (Class::Status, UpKind::Status, None),
         Up::Events { .. } => (Class::Event, UpKind::Event, None),
         Up::StreamData { sid, .. } | Up::StreamEnd { sid, .. } => (Class::Stream, UpKind::Stream, Some(*sid)),
     }

@@ -1,6 +1,7 @@
-//! The agent's own socket: what it says of itself to `skiff-agent status` and `skiff-agent pods`.
+//! The agent's own socket: what it says of itself to `skiff-agent status`, `pods` and `images`.
 //!
-//! One line of text asks, one JSON document answers. Always holds: root only (mode 0600), nothing can be changed here.
+//! One line of text asks, one JSON document answers. Always holds: root only (mode 0600); nothing can be changed here but that
+//! the image store is tidied.
 
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
@@ -20,6 +21,9 @@ const QUEUE: usize = 8;
 
 /// How long a client may take to ask and to read.
 const PATIENCE: Duration = Duration::from_secs(5);
+
+/// Between two questions whether something is done.
+const ASK_AGAIN: Duration = Duration::from_millis(100);
 
 /// A question.
 pub(crate) struct Query {
@@ -73,10 +77,14 @@ async fn serve(stream: UnixStream, sender: &mpsc::Sender<Query>) -> Result<()> {
 }
 
 /// Answers a question.
-pub(crate) fn answer(driver: &Driver, query: Query) {
+pub(crate) fn answer(driver: &mut Driver, query: Query) {
     let value = match query.what.as_str() {
         "status" => status(driver),
         "pods" => pods(driver),
+        "images" => driver.shown_images(),
+        "prune" => driver.prune(false),
+        "prune-all" => driver.prune(true),
+        "collection" => driver.images.collection(),
         other => json!({ "error": format!("unknown question {other:?}") }),
     };
     // A client that went away needs no answer.
@@ -118,9 +126,10 @@ fn status(driver: &Driver) -> Value {
 fn disk(driver: &Driver) -> Value {
     let journal = driver.ledger.stats();
     let (images, pulls) = driver.images.wrote();
+    let (collections, freed) = driver.images.collections();
     json!({
         "journal": { "bytes": journal.bytes_written, "syncs": journal.syncs },
-        "images": { "bytes": images.bytes, "syncs": images.syncs, "pulls": pulls },
+        "images": { "bytes": images.bytes, "syncs": images.syncs, "pulls": pulls, "collections": collections, "freed": freed },
         "agent": { "bytes": skiff_images::pull::written_bytes() },
     })
 }
@@ -192,4 +201,23 @@ pub(crate) fn ask(run: &Path, what: &str) -> Result<Value> {
         .read_to_string(&mut text)
         .context("the agent did not answer")?;
     Ok(serde_json::from_str(&text)?)
+}
+
+/// Has a running agent tidy its image store, and waits until that is done.
+///
+/// # Errors
+/// As [`ask`], and when the store cannot be tidied.
+pub(crate) fn prune(run: &Path, all: bool) -> Result<Value> {
+    let begun = ask(run, if all { "prune-all" } else { "prune" })?;
+    if let Some(error) = begun["error"].as_str() {
+        anyhow::bail!("{error}");
+    }
+    let number = begun["number"].as_u64();
+    loop {
+        let now = ask(run, "collection")?;
+        if now["number"].as_u64() != number || now["running"] == false {
+            return Ok(now);
+        }
+        std::thread::sleep(ASK_AGAIN);
+    }
 }

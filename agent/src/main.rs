@@ -1,6 +1,6 @@
 //! The agent: runs Kubernetes Pods on a small, far away machine.
 //!
-//! One binary, several roles. Always holds: `shim`, `pull`, `renew` and `manifests` are processes of their own that this one starts; `run`
+//! One binary, several roles. Always holds: `shim`, `pull`, `collect`, `renew` and `manifests` are processes of their own that this one starts; `run`
 //! has one thread for its work, never forks and never calls libcontainer.
 
 mod config;
@@ -104,6 +104,14 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Show the images of this node, and why each stays
+    Images {
+        #[command(subcommand)]
+        command: Option<ImagesCommand>,
+        /// As JSON
+        #[arg(long)]
+        json: bool,
+    },
     /// Check whether this machine can run Pods, and say what to do where it cannot
     Doctor,
     /// Check manifests of static Pods as the running agent would, without one
@@ -120,6 +128,9 @@ enum Command {
     /// Pull one image (started by the agent)
     #[command(hide = true)]
     Pull,
+    /// Take images out of the store (started by the agent)
+    #[command(hide = true)]
+    Collect,
     /// Renew this node's certificate (started by the agent)
     #[command(hide = true)]
     Renew,
@@ -128,12 +139,23 @@ enum Command {
     Manifests,
 }
 
+#[derive(Subcommand)]
+enum ImagesCommand {
+    /// Remove every image that no Pod names, nothing runs from and nothing pins, and what has come of others
+    Prune {
+        /// Those too that last ran well of their repository
+        #[arg(long)]
+        all: bool,
+    },
+}
+
 fn main() -> ExitCode {
     let mut arguments = std::env::args_os().skip(1);
     // The roles that must stay small are told apart before anything else is set up.
     match arguments.next().as_deref().and_then(|it| it.to_str()) {
         Some("shim") => return skiff_shim::main(arguments),
         Some("pull") => return skiff_images::pull::main(),
+        Some("collect") => return skiff_images::collect::main(),
         Some("renew") => return enrol::main(arguments),
         Some("manifests") => return manifests::main(arguments),
         _ => {}
@@ -178,6 +200,13 @@ fn command() -> Result<ExitCode> {
         Command::Status { json } => show::status(&local::ask(&config.run_dir, "status")?, json),
         Command::Metrics => print!("{}", show::metrics(&local::ask(&config.run_dir, "status")?)),
         Command::Pods { json } => show::pods(&local::ask(&config.run_dir, "pods")?, json),
+        Command::Images { command: None, json } => {
+            show::images(&local::ask(&config.run_dir, "images")?, json)?;
+        }
+        Command::Images {
+            command: Some(ImagesCommand::Prune { all }),
+            json,
+        } => show::pruned(&local::prune(&config.run_dir, all)?, json)?,
         Command::Doctor => return Ok(doctor::run(&config)),
         Command::Check { files } => {
             // Where images are made there is no identity; the name of a node decides about nothing that is checked.
@@ -186,7 +215,7 @@ fn command() -> Result<ExitCode> {
             return Ok(manifests::check(&files, &node));
         }
         Command::Stop => stop::run(&config)?,
-        Command::Shim | Command::Pull | Command::Renew | Command::Manifests => {
+        Command::Shim | Command::Pull | Command::Collect | Command::Renew | Command::Manifests => {
             unreachable!("told apart in main")
         }
     }

@@ -278,12 +278,14 @@ impl Watch {
     }
 
     /// What to tell the core: what is short, as long as it is, with what each Pod uses of it; then, once, which conditions
-    /// are held, with no use, for nobody is to be evicted for them; and once that none stands any more.
+    /// are held, with no use, for nobody is to be evicted for them; and once that none stands any more. While images are going
+    /// to make room, no Pod's files are of use for the disk.
     pub(crate) fn pressure(
         &mut self,
         pods: impl Iterator<Item = Uid>,
         cgroups: &Cgroups,
         parent: &str,
+        making_room: bool,
     ) -> Option<Pressure> {
         let signals = [&self.memory, &self.disk, &self.pids];
         let short = signals.map(|it| it.short.is_some());
@@ -299,7 +301,9 @@ impl Watch {
         self.told = standing;
         // Whom to evict for the disk is known once files were counted since it became short.
         let counted = match (self.disk.span, self.measured) {
-            (Some((since, _)), Some(measured)) => measured >= since && self.measuring.is_none(),
+            (Some((since, _)), Some(measured)) => {
+                measured >= since && self.measuring.is_none() && !making_room
+            }
             _ => false,
         };
         let usage = pods.filter(|_| any).map(|pod| {

@@ -1,5 +1,8 @@
-//! `skiff-agent status` and `skiff-agent pods` as people read them.
+//! `skiff-agent status`, `skiff-agent pods` and `skiff-agent images` as people read them.
 
+use std::time::{Duration, SystemTime};
+
+use anyhow::{Result, bail};
 use serde_json::Value;
 
 /// Prints the agent's status.
@@ -65,7 +68,7 @@ pub(crate) fn status(value: &Value, json: bool) {
 /// A figure as Prometheus reads it: name, labels, what it means, and where it stands in the status.
 type Metric = (&'static str, &'static str, &'static str, &'static str);
 
-const METRICS: [Metric; 14] = [
+const METRICS: [Metric; 16] = [
     (
         "skiff_agent_up_seconds",
         "",
@@ -120,6 +123,18 @@ const METRICS: [Metric; 14] = [
         "",
         "Image pulls since the agent's start.",
         "/disk/images/pulls",
+    ),
+    (
+        "skiff_image_collections_total",
+        "",
+        "Times that the image store was tidied since the agent's start.",
+        "/disk/images/collections",
+    ),
+    (
+        "skiff_image_freed_bytes_total",
+        "",
+        "Bytes of the disk that this gave back.",
+        "/disk/images/freed",
     ),
     (
         "skiff_journal_used_bytes",
@@ -199,7 +214,11 @@ pub(crate) fn pods(value: &Value, json: bool) {
             ]);
         }
     }
-    let widths: [usize; 6] =
+    table(&rows);
+}
+
+fn table<const N: usize>(rows: &[[String; N]]) {
+    let widths: [usize; N] =
         std::array::from_fn(|at| rows.iter().map(|row| row[at].len()).max().unwrap_or(0));
     for row in rows {
         let cells = row
@@ -207,6 +226,89 @@ pub(crate) fn pods(value: &Value, json: bool) {
             .zip(widths)
             .map(|(cell, width)| format!("{cell:width$}"));
         println!("{}", cells.collect::<Vec<_>>().join("   ").trim_end());
+    }
+}
+
+/// Why an image stays, by the field of [`crate::local`] that says so.
+const STAYS: [(&str, &str); 5] = [
+    ("inUse", "in use"),
+    ("named", "named by a Pod"),
+    ("pinned", "pinned"),
+    ("preloaded", "preloaded"),
+    ("lastGood", "last good"),
+];
+
+/// Prints the images, a name a line.
+///
+/// # Errors
+/// When the agent could not list them.
+pub(crate) fn images(value: &Value, json: bool) -> Result<()> {
+    if let Some(error) = value["error"].as_str() {
+        bail!("{error}");
+    }
+    if json {
+        println!("{value:#}");
+        return Ok(());
+    }
+    let mut rows = vec![["IMAGE", "DIGEST", "SIZE", "LAST USED", "STAYS"].map(str::to_owned)];
+    for image in value.as_array().into_iter().flatten() {
+        let why = STAYS.iter().filter(|(field, _)| image[field] == true);
+        let why: Vec<&str> = why.map(|it| it.1).collect();
+        let digest = image["digest"].as_str().unwrap_or_default();
+        rows.push([
+            image["reference"].as_str().unwrap_or_default().to_owned(),
+            digest.chars().take(19).collect(),
+            size(image["sizeBytes"].as_u64().unwrap_or(0)),
+            image["lastUsedUnix"].as_u64().map_or_else(String::new, ago),
+            why.join(", "),
+        ]);
+    }
+    table(&rows);
+    Ok(())
+}
+
+/// Bytes in the largest unit of which there is one.
+fn size(bytes: u64) -> String {
+    let units = [(30, "GiB"), (20, "MiB"), (10, "KiB")];
+    let unit = units.iter().find(|(bits, _)| bytes >> bits > 0);
+    unit.map_or_else(
+        || format!("{bytes} B"),
+        |(bits, unit)| {
+            let tenths = (u128::from(bytes) * 10) >> bits;
+            format!("{}.{} {unit}", tenths / 10, tenths % 10)
+        },
+    )
+}
+
+/// How long ago that was, in one unit; nothing of what a clock that was never set has written.
+fn ago(unix: u64) -> String {
+    let at = SystemTime::UNIX_EPOCH + Duration::from_secs(unix);
+    let seconds = SystemTime::now().duration_since(at).unwrap_or_default().as_secs();
+    match seconds {
+        0..120 => format!("{seconds}s ago"),
+        120..7200 => format!("{}m ago", seconds / 60),
+        7200..172_800 => format!("{}h ago", seconds / 3600),
+        _ => format!("{}d ago", seconds / 86400),
+    }
+}
+
+/// Prints what a tidying of the store has removed.
+///
+/// # Errors
+/// When it could not be done.
+pub(crate) fn pruned(value: &Value, json: bool) -> Result<()> {
+    if json {
+        println!("{value:#}");
+    } else {
+        for it in value["removed"].as_array().into_iter().flatten() {
+            let bytes = size(it["bytes"].as_u64().unwrap_or(0));
+            println!("removed {} ({bytes})", it["what"].as_str().unwrap_or_default());
+        }
+        println!("{} freed", size(value["bytes"].as_u64().unwrap_or(0)));
+    }
+    match value["error"].as_str() {
+        Some(error) => bail!("{error}"),
+        None => Ok(()),
     }
 }
 

@@ -167,6 +167,17 @@ Example:
         /// The node's name
         name: String,
     },
+    /// Show which images a node has
+    #[command(
+        after_help = "The largest 50, as the node last told; `skiff-agent images` on the device shows all, and why each stays.
+
+Example:
+  skiff node images rover-7"
+    )]
+    Images {
+        /// The node's name
+        name: String,
+    },
     /// List the nodes
     Ls {
         /// More columns

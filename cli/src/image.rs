@@ -54,7 +54,7 @@ pub(crate) async fn import(target: &Target, file: &Path, name: Option<&str>) -> 
             "{} imported ({}, {})",
             text("reference"),
             text("digest"),
-            size(image)
+            size(&image["bytes"])
         ))?;
     }
     out.flush()
@@ -64,17 +64,19 @@ pub(crate) async fn list(target: &Target) -> Outcome {
     let server = target.server().await?;
     let answer = server.json(Ask::new(Method::GET, PATH)).await?;
     let images = answer["images"].as_array().map(Vec::as_slice).unwrap_or_default();
-    let rows: Vec<[String; 3]> = images
-        .iter()
-        .map(|image| {
-            let text = |name: &str| image[name].as_str().unwrap_or_default().to_owned();
-            [
-                text("reference"),
-                text("digest").chars().take(19).collect(),
-                size(image),
-            ]
-        })
-        .collect();
+    let rows = images.iter().map(|image| {
+        let text = |name: &str| image[name].as_str().unwrap_or_default().to_owned();
+        [
+            text("reference"),
+            text("digest").chars().take(19).collect(),
+            size(&image["bytes"]),
+        ]
+    });
+    table(rows.collect())
+}
+
+/// Images as a table: name, digest, size.
+pub(crate) fn table(rows: Vec<[String; 3]>) -> Outcome {
     let widest = rows
         .iter()
         .map(|row| row[0].len())
@@ -89,8 +91,9 @@ pub(crate) async fn list(target: &Target) -> Outcome {
     out.flush()
 }
 
-fn size(image: &Value) -> String {
-    indicatif::HumanBytes(image["bytes"].as_u64().unwrap_or(0)).to_string()
+/// A number of bytes, as a person reads it.
+pub(crate) fn size(bytes: &Value) -> String {
+    indicatif::HumanBytes(bytes.as_u64().unwrap_or(0)).to_string()
 }
 
 /// A bar where somebody looks at it, and nothing elsewhere.

@@ -53,6 +53,7 @@ async fn run(cli: Cli) -> Outcome {
             valid_for,
             token_only,
         }) => node::enrol(target, name, *valid_for, *token_only).await,
+        Command::Node(NodeCommand::Images { name }) => node::images(target, name).await,
         Command::Node(NodeCommand::Remove { name }) => node::remove(target, name).await,
         Command::Image(ImageCommand::Import { file, name }) => {
             image::import(target, file, name.as_deref()).await

@@ -1,4 +1,5 @@
 //! `skiff node enrol`: a token, and the one command to run on the device. `skiff node remove`: the end of both.
+//! `skiff node images`: what a node has.
 
 use http::Method;
 use serde_json::json;
@@ -6,6 +7,7 @@ use skiff_protocol::topic::NodeName;
 
 use crate::connect::{Ask, Server, Target};
 use crate::failure::{Outcome, failed};
+use crate::image;
 use crate::out::Out;
 use crate::style;
 
@@ -68,6 +70,35 @@ pub(crate) async fn enrol(target: &Target, name: &str, seconds: u64, token_only:
         );
     }
     Ok(())
+}
+
+/// Shows which images a node has, a name a line.
+pub(crate) async fn images(target: &Target, name: &str) -> Outcome {
+    let name = NodeName::parse(name)?;
+    let server = target.server().await?;
+    let ask = Ask::new(Method::GET, format!("/api/v1/nodes/{name}"));
+    let node = server.json(ask).await?;
+    let images = node["status"]["images"].as_array().into_iter().flatten();
+    let rows = images.flat_map(|image| {
+        let names = image["names"].as_array().into_iter().flatten();
+        let names: Vec<&str> = names.filter_map(|name| name.as_str()).collect();
+        let digest = names
+            .iter()
+            .find_map(|it| it.split_once('@'))
+            .map_or("", |it| it.1);
+        let (short, size) = (
+            digest.chars().take(19).collect::<String>(),
+            image::size(&image["sizeBytes"]),
+        );
+        // One that has tags is shown under them.
+        let tags: Vec<&str> = names.iter().copied().filter(|it| !it.contains('@')).collect();
+        let shown = if tags.is_empty() { names.clone() } else { tags };
+        shown
+            .into_iter()
+            .map(|it| [it.to_owned(), short.clone(), size.clone()])
+            .collect::<Vec<_>>()
+    });
+    image::table(rows.collect())
 }
 
 /// Takes a node out of the fleet, and its Node object with it.

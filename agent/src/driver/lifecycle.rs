@@ -5,8 +5,9 @@
 use std::time::Duration;
 
 use skiff_core::{ContainerRef, Core, Event, HookKind, ObservedPhase, ProbeKind, ProbeOutcome};
+use skiff_protocol::image_ref::Digest;
 use skiff_protocol::uid::Uid;
-use skiff_protocol::wire::spec::{Container, PodSpec};
+use skiff_protocol::wire::spec::{ConfigData, Container, Object, ObjectKey, PodSpec};
 use skiff_shim::protocol::{LogConfig, RunRequest};
 
 use super::Driver;
@@ -19,6 +20,17 @@ use crate::shims::{Command, NOTE_FORMAT, Note, last_words};
 
 /// How long one start may take before it is undone.
 const START_TIMEOUT_MS: u64 = 60_000;
+
+/// What a container is started with.
+pub(super) struct Start {
+    pub(super) request: RunRequest,
+    /// For the next agent.
+    pub(super) note: Note,
+    /// What it is asked to end with.
+    pub(super) signal: i32,
+    /// The image it runs from.
+    pub(super) image: Digest,
+}
 
 impl Driver {
     /// Has the service manager know how the agent is, in one line.
@@ -85,11 +97,7 @@ impl Driver {
     }
 
     /// The configuration of a start; an error is what it lacks, in a kubelet's words.
-    pub(super) fn run_request(
-        &self,
-        container: &ContainerRef,
-        edits: Edits,
-    ) -> Result<(RunRequest, Note, i32), String> {
+    pub(super) fn run_request(&self, container: &ContainerRef, edits: Edits) -> Result<Start, String> {
         let (pod, ip) = self.core.pod(container.pod).ok_or("the Pod is not known")?;
         let spec = pod
             .container(&container.name)
@@ -118,7 +126,39 @@ impl Driver {
             },
             timeout_ms: START_TIMEOUT_MS,
         };
-        Ok((request, note, signal))
+        Ok(Start {
+            request,
+            note,
+            signal,
+            image: image.digest,
+        })
+    }
+
+    /// The stop signal of a container that an earlier agent started.
+    pub(super) fn stop_signal(&self, container: &ContainerRef) -> Option<i32> {
+        let (pod, _) = self.core.pod(container.pod)?;
+        let spec = pod.container(&container.name)?;
+        if let Some(signal) = spec.stop_signal {
+            return Some(i32::from(signal));
+        }
+        let image = self.images.get(&spec.image).ok()?;
+        signal_number(image.config.stop_signal.as_deref()?)
+    }
+
+    /// ConfigMaps and Secrets of a namespace, as they are desired.
+    pub(super) fn lookup<'a>(&'a self, namespace: &'a str) -> impl Fn(bool, &str) -> Option<ConfigData> + 'a {
+        move |secret, name| {
+            let (namespace, name) = (namespace.to_owned(), name.to_owned());
+            let key = if secret {
+                ObjectKey::Secret(namespace, name)
+            } else {
+                ObjectKey::ConfigMap(namespace, name)
+            };
+            match self.core.object(&key)? {
+                Object::ConfigMap(data) | Object::Secret(data) => Some(data),
+                Object::Pod(_) | Object::Volume(_) => None,
+            }
+        }
     }
 
     /// Gives a running container the limits of its present spec.

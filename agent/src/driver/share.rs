@@ -62,6 +62,8 @@ impl Driver {
         let over = match wake {
             Wake::Look => {
                 self.node.look_again(&self.config, now);
+                self.prove_images();
+                self.see_to_room(now);
                 self.measure(now);
                 self.statics.look(now);
                 Vec::new()
@@ -72,10 +74,11 @@ impl Driver {
             self.event(Event::OverLimit(pod, message));
         }
         let pods = self.core.wanted().into_iter();
+        let making_room = self.is_making_room(now);
         let pressure = self
             .node
             .watch
-            .pressure(pods, &self.place.cgroups, &self.config.cgroup);
+            .pressure(pods, &self.place.cgroups, &self.config.cgroup, making_room);
         if let Some(pressure) = pressure {
             self.event(Event::Pressure(pressure));
         }

@@ -125,7 +125,12 @@ impl Driver {
                     logins: &logins,
                     users: users.as_deref(),
                 };
-                let made = self.volumes.images.make(&mut self.images, &wanted, floor, now);
+                let uses = &mut self.uses;
+                let mut hold = |image| uses.hold_volume(pod.uid, &volume.name, image);
+                let made = self
+                    .volumes
+                    .images
+                    .make(&mut self.images, &wanted, floor, now, &mut hold);
                 there &= made.map_err(|why| {
                     format!("MountVolume.SetUp failed for volume {:?} : {why}", volume.name)
                 })?;

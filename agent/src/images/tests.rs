@@ -8,6 +8,7 @@ use skiff_protocol::enrol::JoinResponse;
 use skiff_protocol::image_ref::Digest;
 use skiff_protocol::topic::NodeName;
 use skiff_protocol::uid::Uid;
+use tokio::time::timeout;
 
 use super::*;
 
@@ -86,7 +87,7 @@ impl Node {
         );
     }
 
-    fn ensure(&mut self, image: &str) -> Option<Event> {
+    fn ensure(&mut self, image: &str) -> Ensured {
         let container = ContainerRef {
             pod: Uid([0; 16]),
             name: image.to_owned(),
@@ -137,19 +138,17 @@ async fn a_registry_that_cannot_be_reached_is_waited_for_once() {
     let local: Vec<String> = (0..8).map(|n| format!("far.example/app{n}:latest")).collect();
     for image in &local {
         node.store(image);
-        assert_eq!(node.ensure(image), None, "{image} is asked for");
+        assert_eq!(node.ensure(image), Ensured::Pulling, "{image} is asked for");
     }
-    assert_eq!(node.ensure("far.example/absent:latest"), None);
+    assert_eq!(node.ensure("far.example/absent:latest"), Ensured::Pulling);
     let mut first = node.pulled().await;
     first.sort();
     // All but the one whose pull is under way too, which speaks for itself.
     assert_eq!(first.len(), 7, "{first:?}");
-    let again = node.ensure(&local[0]).map(shown);
-    assert_eq!(
-        again,
-        Some((local[0].clone(), true)),
-        "not asked for again so soon"
-    );
+    let Ensured::Now(again) = node.ensure(&local[0]) else {
+        panic!("asked for again so soon")
+    };
+    assert_eq!(shown(*again), (local[0].clone(), true));
     let mut rest = node.pulled().await;
     rest.extend(node.pulled().await);
     rest.sort();
@@ -165,7 +164,7 @@ async fn a_registry_that_cannot_be_reached_is_waited_for_once() {
     // What holds of one registry says nothing of another, nor of what is not here.
     node.store("near.example/app:latest");
     for image in ["near.example/app:latest", "far.example/absent:latest"] {
-        assert_eq!(node.ensure(image), None, "{image}");
+        assert_eq!(node.ensure(image), Ensured::Pulling, "{image}");
     }
 }
 
@@ -211,6 +210,7 @@ async fn a_pull_without_progress_is_killed() {
             sources: vec![Source::new(SourceKind::Registry, "x".repeat(200_000))],
             platform: Platform::host(),
             store: dir.path().join("store"),
+            preloaded: None,
             limits: Default::default(),
             not_before_unix: 0,
         };
@@ -262,7 +262,7 @@ esac"#;
         let answer = node
             .images
             .ensure(container, image, PullPolicy::Always, logins, 0);
-        assert_eq!(answer, None);
+        assert_eq!(answer, Ensured::Pulling);
     }
     let answers = |names: &[&str], is_ready: bool| -> Vec<(String, bool)> {
         names.iter().map(|name| ((*name).to_owned(), is_ready)).collect()

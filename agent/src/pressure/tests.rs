@@ -82,7 +82,7 @@ fn a_condition_stands_at_least_as_long_as_it_is_held() {
             (stands, reason),
             "{second}"
         );
-        let found = watch.pressure([Uid([1; 16])].into_iter(), &cgroups, "skiff");
+        let found = watch.pressure([Uid([1; 16])].into_iter(), &cgroups, "skiff", false);
         assert_eq!(
             found.as_ref().map(|it| it.usage.first().map(|it| it.memory)),
             told,
@@ -160,7 +160,7 @@ fn for_the_disk_nobody_is_named_before_files_were_counted() {
     let later = now + Duration::from_secs(1);
     watch.judge(&reading, &limits, later);
     let pods = || [Uid([1; 16])].into_iter();
-    let told = watch.pressure(pods(), &cgroups, "skiff").unwrap();
+    let told = watch.pressure(pods(), &cgroups, "skiff", false).unwrap();
     assert_eq!((told.disk.is_some(), told.usage[0].disk), (true, 0));
     assert_eq!(watch.to_measure(later), Some(All(true)), "at once");
     watch.measured = Some(later);
@@ -171,8 +171,10 @@ fn for_the_disk_nobody_is_named_before_files_were_counted() {
         over: None,
     }]);
     assert_eq!(over, []);
-    let told = watch.pressure(pods(), &cgroups, "skiff").unwrap();
+    let told = watch.pressure(pods(), &cgroups, "skiff", false).unwrap();
     assert_eq!((told.disk.is_some(), told.usage[0].disk), (true, 7));
+    let told = watch.pressure(pods(), &cgroups, "skiff", true).unwrap();
+    assert_eq!(told.usage[0].disk, 0, "images may make room instead");
 }
 
 #[test]
@@ -198,7 +200,7 @@ fn what_is_held_is_told_once_nothing_is_short() {
         (32, both(90, 90), None),
     ] {
         watch.judge(&reading, &limits, now + Duration::from_secs(second));
-        let found = watch.pressure(std::iter::empty(), &cgroups, "skiff");
+        let found = watch.pressure(std::iter::empty(), &cgroups, "skiff", false);
         let found = found.map(|it| [it.memory, it.disk, it.pids].map(|it| it.is_some()));
         assert_eq!(found, expected, "{second}");
     }

@@ -14,11 +14,12 @@ use std::time::{Duration, Instant};
 
 use skiff_core::{ContainerRef, Event};
 use skiff_images::Image;
+use skiff_protocol::image_ref::Digest;
 use skiff_protocol::uid::Uid;
 use skiff_protocol::wire::spec::PullPolicy;
 
-use crate::images::Images;
 use crate::images::keys::Login;
+use crate::images::{Ensured, Images};
 
 /// Kubernetes' back-off of image pulls.
 const FIRST_WAIT: Duration = Duration::from_secs(10);
@@ -81,7 +82,7 @@ fn reference(pod: Uid, volume: &str) -> ContainerRef {
 }
 
 impl ImageVolumes {
-    /// Has an image's files mounted, once a Pod and boot. `false`: the image is being pulled, and an answer will come.
+    /// Has an image's files mounted, once a Pod and boot; `hold` hears of the image before that. `false`: the image is being pulled, and an answer will come.
     ///
     /// # Errors
     /// Why the image is not to be had, or cannot be mounted.
@@ -91,6 +92,7 @@ impl ImageVolumes {
         wanted: &Wanted<'_>,
         floor: u64,
         now: Instant,
+        hold: &mut dyn FnMut(Digest),
     ) -> Result<bool, String> {
         if is_mounted(wanted.path)? {
             return Ok(true);
@@ -99,13 +101,14 @@ impl ImageVolumes {
         if self.step(pod, volume, now) == Step::Ask {
             self.asked(pod, volume, now);
             let container = reference(pod, volume);
-            if let Some(event) = images.ensure(
+            let ensured = images.ensure(
                 container,
                 wanted.reference,
                 wanted.policy,
                 wanted.logins.to_vec(),
                 floor,
-            ) {
+            );
+            if let Ensured::Now(event) = ensured {
                 self.answered(&event, now);
             }
         }
@@ -118,6 +121,7 @@ impl ImageVolumes {
                 let image = images
                     .get(wanted.reference)
                     .map_err(|error| format!("{error:#}"))?;
+                hold(image.digest);
                 mount(&image, wanted)?;
                 Ok(true)
             }
@@ -150,6 +154,10 @@ impl ImageVolumes {
     /// Takes the answer about an image if it is about a volume; gives the Pod.
     pub(crate) fn answered(&mut self, event: &Event, now: Instant) -> Option<Uid> {
         let (container, error) = match event {
+            // That a volume's image is under way is known here.
+            Event::Pulling(container) => {
+                return container.name.starts_with(PREFIX).then_some(container.pod);
+            }
             Event::ImageReady { container, .. } => (container, None),
             Event::ImageFailed { container, error } => (container, Some(error)),
             _ => return None,
@@ -258,6 +266,7 @@ mod tests {
         let path = dir.path().join("volumes/v");
         let (pod, now) = (Uid([1; 16]), Instant::now());
         let mut volumes = ImageVolumes::default();
+        let held = std::cell::RefCell::new(Vec::new());
         let make = |volumes: &mut ImageVolumes, node: &mut Node, reference: &str, policy, seconds| {
             let wanted = Wanted {
                 pod,
@@ -268,7 +277,9 @@ mod tests {
                 logins: &[],
                 users: None,
             };
-            volumes.make(&mut node.images, &wanted, 0, now + Duration::from_secs(seconds))
+            let now = now + Duration::from_secs(seconds);
+            let mut hold = |image| held.borrow_mut().push(image);
+            volumes.make(&mut node.images, &wanted, 0, now, &mut hold)
         };
         let never = make(&mut volumes, &mut node, "none:1", PullPolicy::Never, 0);
         assert_eq!(
@@ -291,6 +302,8 @@ mod tests {
         skiff_sys::mount::unmount_all_under(dir.path()).unwrap();
         assert_eq!((here, again), (Ok(true), Ok(true)));
         assert_eq!(mounts, std::slice::from_ref(&path), "once");
+        let image = node.images.get("here:1").unwrap().digest;
+        assert_eq!(held.into_inner(), [image], "before it is mounted");
     }
 
     #[test]

@@ -147,7 +147,7 @@ fn belongs(up: &Up, kind: UpKind, sid: Option<u32>) -> Result<(), Wrong> {
         Up::Hello(_) | Up::Need { .. } | Up::Applied { .. } | Up::Statics { .. } | Up::StaticPod { .. } => {
             UpKind::Hello
         }
-        Up::Status { .. } | Up::Node(_) => UpKind::Status,
+        Up::Status { .. } | Up::Node(_) | Up::Images { .. } => UpKind::Status,
         Up::Events { .. } => UpKind::Event,
         Up::StreamData { sid: said, .. } | Up::StreamEnd { sid: said, .. } => {
             if kind == UpKind::Stream && sid != Some(*said) {

@@ -8,7 +8,7 @@ use std::net::IpAddr;
 use serde_json::{Map, Value, json};
 use skiff_protocol::quantity::Quantity;
 use skiff_protocol::topic::NodeName;
-use skiff_protocol::wire::{NodeInfo, OLDEST, VERSION, feature};
+use skiff_protocol::wire::{NodeImage, NodeInfo, OLDEST, VERSION, feature};
 
 use super::limits;
 use super::status::{bounded, set_condition};
@@ -115,6 +115,20 @@ fn features(node: &mut Value, info: &NodeInfo) {
         node["metadata"]["annotations"] = json!({});
     }
     node["metadata"]["annotations"][FEATURES] = known.join(",").into();
+}
+
+/// Writes which images the node has: `status.images`.
+pub(crate) fn set_images(node: &mut Value, images: &[NodeImage]) {
+    let known = images.iter().take(skiff_protocol::limits::NODE_IMAGES);
+    let names = |it: &NodeImage| -> Vec<String> {
+        let names = it.names.iter().take(skiff_protocol::limits::IMAGE_NAMES);
+        names.map(|name| bounded(name)).collect()
+    };
+    let listed = known.map(|it| json!({ "names": names(it), "sizeBytes": it.size_bytes }));
+    let listed: Vec<Value> = listed.collect();
+    if let Some(status) = status_of(node) {
+        status.insert("images".into(), listed.into());
+    }
 }
 
 /// The node's own address, where it has one.

@@ -10,8 +10,8 @@ use std::sync::Arc;
 use futures_util::StreamExt as _;
 use skiff_protocol::topic::NodeName;
 use skiff_protocol::uid::Uid;
-use skiff_protocol::wire::NodeInfo;
 use skiff_protocol::wire::status::PodStatus;
+use skiff_protocol::wire::{NodeImage, NodeInfo};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
@@ -73,6 +73,7 @@ impl PodWrite {
 #[derive(Debug, Default)]
 struct Pending {
     info: Option<NodeInfo>,
+    images: Option<Vec<NodeImage>>,
     liveness: Option<Liveness>,
     lease: bool,
     host_ip: Option<IpAddr>,
@@ -88,6 +89,7 @@ struct Pending {
 impl Pending {
     fn is_empty(&self) -> bool {
         self.info.is_none()
+            && self.images.is_none()
             && self.liveness.is_none()
             && !self.lease
             && self.pods.is_empty()
@@ -114,6 +116,7 @@ impl Pending {
         self.unmirrored.extend(newer.unmirrored);
         Self {
             info: newer.info.or(self.info),
+            images: newer.images.or(self.images),
             liveness: newer.liveness.or(self.liveness),
             lease: newer.lease || self.lease,
             host_ip: newer.host_ip.or(self.host_ip),
@@ -169,6 +172,11 @@ impl Writes {
             pending.info = info.or(pending.info.take());
             pending.liveness = Some(liveness);
         });
+    }
+
+    /// Which images the node has.
+    pub(crate) fn images(&mut self, node: &NodeName, images: Vec<NodeImage>) {
+        self.add(node, |pending| pending.images = Some(images));
     }
 
     /// Something was heard of the node.
@@ -353,12 +361,12 @@ async fn write(store: &dyn Store, node: &NodeName, pending: Pending) -> Pending 
         host_ip: pending.host_ip,
         ..Pending::default()
     };
-    if pending.info.is_some() || pending.liveness.is_some() {
-        let result = write_node(store, node, pending.info.as_ref(), pending.liveness.as_ref()).await;
-        if let Err(error) = result {
+    if pending.info.is_some() || pending.images.is_some() || pending.liveness.is_some() {
+        if let Err(error) = write_node(store, node, &pending).await {
             tracing::warn!(%node, %error, "the node's state could not be stored");
             if again(&error) {
                 failed.info = pending.info;
+                failed.images = pending.images;
                 failed.liveness = pending.liveness;
             }
         }
@@ -421,19 +429,17 @@ fn again(error: &WriteError) -> bool {
     }
 }
 
-async fn write_node(
-    store: &dyn Store,
-    name: &NodeName,
-    info: Option<&NodeInfo>,
-    liveness: Option<&Liveness>,
-) -> Result<(), WriteError> {
+async fn write_node(store: &dyn Store, name: &NodeName, pending: &Pending) -> Result<(), WriteError> {
     let key = Key::cluster("nodes", name.as_str());
     let change = |node: &mut serde_json::Value| {
         let now = crate::now();
-        if let Some(info) = info {
+        if let Some(info) = &pending.info {
             nodes::describe(node, name, info, &now);
         }
-        if let Some(liveness) = liveness {
+        if let Some(images) = &pending.images {
+            nodes::set_images(node, images);
+        }
+        if let Some(liveness) = &pending.liveness {
             nodes::set_liveness(node, liveness, &now);
         }
     };
@@ -450,7 +456,7 @@ async fn write_node(
             Err(UpdateError::Refused(never)) => match never {},
             Ok(_) => return Ok(()),
         }
-        if info.is_none() {
+        if pending.info.is_none() {
             // Somebody removed the object of a node that is not there.
             return Ok(());
         }

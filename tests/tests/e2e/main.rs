@@ -23,6 +23,7 @@ mod privileges;
 mod pulls;
 mod refusals;
 mod renewal;
+mod room;
 mod startup;
 mod statics;
 mod survival;

@@ -217,7 +217,8 @@ impl Server {
             | Up::Node(_)
             | Up::Events { .. }
             | Up::StreamData { .. }
-            | Up::StreamEnd { .. } => {}
+            | Up::StreamEnd { .. }
+            | Up::Images { .. } => {}
         }
         out.extend(self.announce(node, now, rng));
         out

@@ -122,7 +122,9 @@ pub(crate) fn show_up(up: &Up) -> String {
             uids.iter().map(|it| name_of(*it)).collect::<Vec<_>>()
         ),
         Up::StaticPod { uid, .. } => format!("static pod {}", name_of(*uid)),
-        Up::StreamData { .. } | Up::StreamEnd { .. } | Up::Bye { .. } => "a stream's".to_owned(),
+        Up::StreamData { .. } | Up::StreamEnd { .. } | Up::Bye { .. } | Up::Images { .. } => {
+            "not the core's".to_owned()
+        }
     }
 }
 

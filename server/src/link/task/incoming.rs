@@ -77,6 +77,11 @@ impl Task {
                     self.writes.node(name, Some(info), Liveness::Ready);
                 }
             }
+            Up::Images { images } => {
+                if self.node(name).is_here() {
+                    self.writes.images(name, images);
+                }
+            }
             Up::Statics { uids } => self.told_statics(name, topic, uids),
             Up::StaticPod { uid, manifest } => self.static_pod(name, topic, uid, manifest),
             Up::Events { lost, events } => self.happened(name, topic, lost, &events),
