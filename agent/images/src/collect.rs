@@ -1,7 +1,7 @@
 //! The `collect` role: takes out of the store what nobody needs, the longest unused first.
 //!
 //! ```text
-//!   unused = images − (named by a Pod, run from, pinned, last good of their repository)
+//!   unused = images − (named by a Pod, run from, pinned, last good of their repository: what the request says)
 //!          + layers of no image and no pull + what has come of layers that no pull is at
 //! ```
 //!
@@ -32,10 +32,8 @@ use crate::store::{self, Stage, Store};
 pub struct Keep {
     /// What Pods name, what is being pulled, what the configuration pins.
     pub references: BTreeSet<ImageRef>,
-    /// What something runs from, by the digest of the platform's manifest.
+    /// What something runs from or has run well, by the digest of the platform's manifest.
     pub images: BTreeSet<Digest>,
-    /// The image of each repository that last ran well.
-    pub good: bool,
 }
 
 /// What is to be done.
@@ -170,7 +168,7 @@ struct Known {
 fn unused(store: &Store, keep: &Keep) -> Result<Vec<Item>, Error> {
     let _guard = store.guard()?;
     let (images, names) = (images(store)?, store.references(store.root())?);
-    let kept = kept(store, keep, &names)?;
+    let kept = kept(keep, &names);
     let mut items = Vec::new();
     for (digest, known) in &images {
         if !kept.contains(digest) {
@@ -204,7 +202,7 @@ fn unused(store: &Store, keep: &Keep) -> Result<Vec<Item>, Error> {
 }
 
 /// The images that stay.
-fn kept(store: &Store, keep: &Keep, names: &[RefRecord]) -> Result<BTreeSet<Digest>, Error> {
+fn kept(keep: &Keep, names: &[RefRecord]) -> BTreeSet<Digest> {
     let mut kept = keep.images.clone();
     let named = names.iter().filter(|it| keep.references.contains(&it.reference));
     kept.extend(named.map(|it| it.image));
@@ -217,10 +215,7 @@ fn kept(store: &Store, keep: &Keep, names: &[RefRecord]) -> Result<BTreeSet<Dige
     let of_index = names.iter().filter(|it| digests.contains(&it.repo_digest));
     kept.extend(of_index.map(|it| it.image));
     kept.extend(digests);
-    if keep.good {
-        kept.extend(store.good()?);
-    }
-    Ok(kept)
+    kept
 }
 
 fn images(store: &Store) -> Result<BTreeMap<Digest, Known>, Error> {

@@ -21,6 +21,7 @@ mod error;
 mod image;
 pub mod limits;
 mod merged;
+mod pace;
 mod partial;
 pub mod pull;
 mod record;
@@ -31,6 +32,7 @@ mod user;
 
 pub use error::{Error, UnpackError, UserError};
 pub use image::{Image, ImageConfig};
+pub use pace::Pace;
 pub use registry::https;
 pub use store::{Store, StoredImage};
 pub use unpack::{DeviceNodes, UnpackOptions, Unpacked, unpack_layer};

@@ -71,18 +71,17 @@ impl RefRecord {
 pub(crate) struct GoodRecord {
     format: u32,
     /// `registry/repository`.
-    repository: String,
+    pub(crate) repository: String,
     pub(crate) image: Digest,
 }
 
 impl GoodRecord {
     /// The record and where it is.
-    pub(crate) fn new(place: &Path, reference: &ImageRef, image: Digest) -> (Self, PathBuf) {
-        let repository = format!("{}/{}", reference.registry(), reference.repository());
+    pub(crate) fn new(place: &Path, repository: &str, image: Digest) -> (Self, PathBuf) {
         let hash = sha256(repository.as_bytes()).hex();
         let record = Self {
             format: FORMAT,
-            repository,
+            repository: repository.to_owned(),
             image,
         };
         (record, place.join(GOOD).join(format!("{hash}.json")))

@@ -18,7 +18,7 @@
 //! these steps is one `rename` followed by an `fsync` of the directory; nothing is changed in place. What goes, goes in the
 //! other order. A damaged file is an error and never taken for a missing one.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
@@ -71,8 +71,6 @@ pub struct StoredImage {
     pub size_bytes: u64,
     /// When it came or was last used, where that is known.
     pub used: Option<SystemTime>,
-    /// It is the one of its repository that last ran well.
-    pub good: bool,
     /// It came with the device, and stays.
     pub preloaded: bool,
 }
@@ -169,7 +167,6 @@ impl Store {
     /// # Errors
     /// As [`Self::resolve`].
     pub fn list(&self) -> Result<Vec<StoredImage>, Error> {
-        let good = self.good()?;
         let mut listed: Vec<StoredImage> = Vec::new();
         for place in self.places() {
             for record in self.references(place)? {
@@ -191,7 +188,6 @@ impl Store {
                     repo_digest: record.repo_digest,
                     size_bytes: image.size_bytes,
                     used,
-                    good: good.contains(&record.image),
                     preloaded: place != self.root,
                 });
             }
@@ -204,26 +200,35 @@ impl Store {
     pub(crate) fn references(&self, place: &Path) -> Result<Vec<RefRecord>, Error> {
         let mut out = Vec::new();
         for path in entries(&place.join(REFS))? {
-            // Gone between the listing and the reading is as good as never listed.
-            out.extend(read_ref(&path)?);
+            match read_ref(&path) {
+                // Gone between the listing and the reading is as good as never listed.
+                Ok(record) => out.extend(record),
+                // Whoever asks for it by its name is told so, and pulls it again.
+                Err(error @ Error::Damaged { .. }) => tracing::warn!(%error, "a name means nothing"),
+                Err(error) => return Err(error),
+            }
         }
         Ok(out)
     }
 
-    /// The images that last ran well, each of its repository. What cannot be read is not known.
-    pub(crate) fn good(&self) -> Result<BTreeSet<Digest>, Error> {
+    /// The image of each repository, by `registry/repository`, that is noted to have run well. What cannot be read is not
+    /// known.
+    ///
+    /// # Errors
+    /// [`Error::Io`] names the directory that could not be listed.
+    pub fn good(&self) -> Result<BTreeMap<String, Digest>, Error> {
         let paths = entries(&self.root.join(GOOD))?;
         let records = paths.iter().filter_map(|it| read_good(it));
-        Ok(records.map(|it| it.image).collect())
+        Ok(records.map(|it| (it.repository, it.image)).collect())
     }
 
-    /// Notes that an image ran well: of its repository it stays until another one does. Writes nothing where nothing changes,
-    /// and is not synced, for what is lost with the power is found out again.
+    /// Notes that an image of a repository ran well. Writes nothing where nothing changes, and is not synced: what is lost
+    /// with the power costs a download at worst.
     ///
     /// # Errors
     /// [`Error::Io`] names the file that could not be written.
-    pub fn note_good(&self, reference: &ImageRef, image: &Digest) -> Result<(), Error> {
-        let (record, path) = GoodRecord::new(&self.root, reference, *image);
+    pub fn note_good(&self, repository: &str, image: &Digest) -> Result<(), Error> {
+        let (record, path) = GoodRecord::new(&self.root, repository, *image);
         if read_good(&path).is_some_and(|known| known.image == *image) {
             return Ok(());
         }

@@ -118,12 +118,13 @@ fn what_is_named_or_run_or_good_stays_whole_and_the_rest_goes_oldest_first() {
     let store = shop.open();
     let of = |name: &str| store.resolve(&parse(name)).unwrap().unwrap();
     let (run, good) = (of("a/b:2-1").digest, of("a/c:1-2").digest);
-    store.note_good(&parse("a/c:0"), &of("a/d:1-3").digest).unwrap();
+    store.note_good("docker.io/a/c", &of("a/d:1-3").digest).unwrap();
     // Of a repository the last one counts.
-    store.note_good(&parse("a/c:1-2"), &good).unwrap();
+    store.note_good("docker.io/a/c", &good).unwrap();
+    let noted = store.good().unwrap();
+    assert_eq!(noted, [("docker.io/a/c".to_owned(), good)].into());
     let stays = Keep {
-        images: [run].into(),
-        good: true,
+        images: [run, noted["docker.io/a/c"]].into(),
         ..keep(&["a/d:1-3"])
     };
     assert_eq!(
@@ -143,7 +144,10 @@ fn what_is_named_or_run_or_good_stays_whole_and_the_rest_goes_oldest_first() {
             "{name}"
         );
     }
-    let not_good = Keep { good: false, ..stays };
+    let not_good = Keep {
+        images: [run].into(),
+        ..stays
+    };
     assert_eq!(
         shop.collect(&shop.ask(not_good)).unwrap(),
         ["image docker.io/a/c:1-2"]

@@ -120,7 +120,7 @@ fn an_image_comes_from_a_registry_and_comes_once() {
     );
     assert_eq!(
         (wrote(&again), again.reports.len()),
-        (0, 2),
+        (0, 3),
         "nothing is transferred or written twice"
     );
     let after = Store::open(store.path()).unwrap().inventory_digest().unwrap();

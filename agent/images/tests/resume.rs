@@ -247,3 +247,45 @@ fn two_pulls_fetch_a_layer_once() {
     assert_eq!(ranges.len(), 2, "{ranges:?}");
     assert!(ranges[1] > 0, "{ranges:?}");
 }
+
+/// Pulls that share a limit are together sent no more than it.
+#[test]
+fn pulls_keep_to_a_limit_together() {
+    const LIMIT: u64 = 200_000;
+    let dir = tempfile::tempdir().unwrap();
+    let pace = skiff_images::Pace {
+        file: dir.path().join("node"),
+        bytes_per_second: LIMIT,
+    };
+    let mut sum = 0;
+    let began = Instant::now();
+    let mut pulls = Vec::new();
+    for number in 0..2 {
+        let (layout, layer) = one_layer(&[("own", &noise(150_000 + number))], Compression::Gzip);
+        let fixture = Fixture::start(honest(layout.dir.path().to_owned()));
+        let store = tempfile::tempdir().unwrap();
+        let mut pull = request("a/b:v1", vec![source(&fixture)], store.path());
+        pull.sources[0].paces = vec![pace.clone()];
+        sum += layout.size(&layer);
+        pulls.push((spawn(&pull), layout, fixture, store));
+    }
+    for (child, ..) in &mut pulls {
+        assert!(child.wait().unwrap().success());
+    }
+    // Once what comes at once after a pause is taken from it.
+    let least = Duration::from_secs_f64((sum - LIMIT / 10) as f64 / LIMIT as f64);
+    assert!(
+        sum > LIMIT && began.elapsed() >= least,
+        "{sum} bytes in {:?}",
+        began.elapsed()
+    );
+    for (mut child, ..) in pulls {
+        let mut said = String::new();
+        std::io::Read::read_to_string(child.stdout.as_mut().unwrap(), &mut said).unwrap();
+        let fetched = said.lines().rev().find(|it| it.contains("fetched")).unwrap();
+        assert!(
+            fetched.contains("\"registry\":1") && fetched.contains("\"server\":0"),
+            "{fetched}"
+        );
+    }
+}

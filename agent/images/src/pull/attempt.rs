@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use skiff_protocol::image_ref::{Digest, ImageRef};
 
-use super::{ProgressSink, PullRequest, Source, SourceKind};
+use super::{Plan, ProgressSink, PullRequest, Source, SourceKind};
 use crate::decompress::Decompressed;
 use crate::digest::HashingReader;
 use crate::error::{Error, UnpackError};
@@ -142,6 +142,12 @@ impl Attempt<'_> {
         // Before it looks what is here: from now on that stays.
         self.store.claim(self.stage, &claim)?;
         claim.bytes = self.missing(&manifest.layers, &config.diff_ids)?;
+        let total = manifest
+            .layers
+            .iter()
+            .fold(0_u64, |sum, layer| sum.saturating_add(layer.size));
+        let known = total.saturating_sub(claim.bytes);
+        progress.plan(Plan { total, known }).map_err(Failure::Listener)?;
         self.store.reserve(self.stage, &claim, limits.keep_free_bytes)?;
         for (layer, diff_id) in manifest.layers.iter().zip(&config.diff_ids) {
             if self.store.has_layer(diff_id)? {
@@ -154,10 +160,7 @@ impl Attempt<'_> {
                 self.store.claim(self.stage, &claim)?;
             }
         }
-        let size = manifest
-            .layers
-            .iter()
-            .fold(manifest.config.size, |sum, layer| sum.saturating_add(layer.size));
+        let size = manifest.config.size.saturating_add(total);
         let record = ImageRecord::new(digest, config.diff_ids, config.config, size);
         self.store
             .commit_image(self.stage, &record, self.reference, repo_digest)?;

@@ -17,7 +17,8 @@ use crate::limits::{MAX_MESSAGE_BYTES, MAX_REQUEST_BYTES, MAX_SOURCES};
 use crate::store::{self, Store};
 use attempt::{Attempt, Failure};
 pub use request::{
-    Platform, Progress, PullError, PullReason, PullReport, PullRequest, Source, SourceKind, Wrote,
+    Fetched, Plan, Platform, Progress, PullError, PullReason, PullReport, PullRequest, Source, SourceKind,
+    Wrote,
 };
 
 /// The least time between two progress lines of one layer.
@@ -53,8 +54,11 @@ pub fn main() -> ExitCode {
         bytes: written_bytes(),
         syncs: store::syncs(),
     };
-    let written =
-        write_line(&mut output, &PullReport::Wrote(wrote)).and_then(|()| write_line(&mut output, &last));
+    let fetched = PullReport::Fetched(crate::pace::fetched());
+    let all = [&fetched, &PullReport::Wrote(wrote), &last];
+    let written = all
+        .into_iter()
+        .try_for_each(|report| write_line(&mut output, report));
     match (last, written) {
         (PullReport::Ok(_), Ok(())) => ExitCode::SUCCESS,
         _ => ExitCode::FAILURE,
@@ -89,6 +93,14 @@ pub trait ProgressSink {
     /// # Errors
     /// Whatever the listener's channel gives; the pull then ends.
     fn progress(&mut self, layer: &Digest, done: u64, total: u64) -> io::Result<()>;
+
+    /// The layers are known.
+    ///
+    /// # Errors
+    /// As [`Self::progress`].
+    fn plan(&mut self, _plan: Plan) -> io::Result<()> {
+        Ok(())
+    }
 }
 
 struct Reporter<'a, W> {
@@ -105,6 +117,8 @@ impl<W: Write> ProgressSink for Reporter<'_, W> {
         }
         self.layer = Some(*layer);
         self.last = Instant::now();
+        let fetched = crate::pace::fetched();
+        write_line(self.output, &PullReport::Fetched(fetched))?;
         write_line(
             self.output,
             &PullReport::Progress(Progress {
@@ -113,6 +127,10 @@ impl<W: Write> ProgressSink for Reporter<'_, W> {
                 total,
             }),
         )
+    }
+
+    fn plan(&mut self, plan: Plan) -> io::Result<()> {
+        write_line(self.output, &PullReport::Plan(plan))
     }
 }
 

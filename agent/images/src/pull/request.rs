@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use skiff_protocol::image_ref::Digest;
 
 use crate::limits::Limits;
+use crate::pace::Pace;
 
 /// One image to be pulled.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -85,6 +86,9 @@ pub struct Source {
     /// The password of `username`.
     #[serde(default)]
     pub password: Option<String>,
+    /// How fast layers may come from there; each limit holds.
+    #[serde(default)]
+    pub paces: Vec<Pace>,
 }
 
 impl Source {
@@ -100,6 +104,7 @@ impl Source {
             client_key_pem: None,
             username: None,
             password: None,
+            paces: Vec::new(),
         }
     }
 }
@@ -163,8 +168,12 @@ impl fmt::Display for Platform {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub enum PullReport {
+    /// What its layers are, once that is known.
+    Plan(Plan),
     /// A layer is under way. At most a few lines a second, and always one at its end.
     Progress(Progress),
+    /// What has come over the network so far, with each line about a layer and before the last line.
+    Fetched(Fetched),
     /// What the pull has cost the flash, before the last line.
     Wrote(Wrote),
     /// The image is in the store, under this manifest digest.
@@ -181,6 +190,28 @@ pub struct Wrote {
     pub bytes: u64,
     /// Calls that made the disk flush its cache.
     pub syncs: u64,
+}
+
+/// The layers of an image.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Plan {
+    /// Bytes of all, as transferred.
+    pub total: u64,
+    /// Bytes of those that are here.
+    pub known: u64,
+}
+
+/// Bytes of manifests, configurations and layers that a pull was sent, by what kind of place sent them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Fetched {
+    /// Skiff's server.
+    pub server: u64,
+    /// Mirrors.
+    pub mirror: u64,
+    /// Registries.
+    pub registry: u64,
 }
 
 /// How far a layer is.

@@ -132,6 +132,11 @@ impl<'a> BlobReader<'a> {
         };
         let mut body = response.into_body().into_with_config().limit(u64::MAX).reader();
         let skipped = io::copy(&mut body.by_ref().take(skip), &mut io::sink());
+        self.client.meter.came(
+            skipped
+                .as_ref()
+                .map_or(0, |count| usize::try_from(*count).unwrap_or(0)),
+        );
         match skipped {
             Ok(count) if count == skip => Ok(body),
             Ok(_) => Err(RegistryError::Unavailable(format!(
@@ -210,9 +215,11 @@ impl Read for BlobReader<'_> {
                 }
             }
             let Some(body) = &mut self.body else { continue };
+            let wanted = wanted.min(self.client.meter.piece());
             match body.read(&mut buffer[..wanted]) {
                 Ok(0) => self.broken("the connection was closed")?,
                 Ok(count) => {
+                    self.client.meter.came(count);
                     self.stalled = 0;
                     self.remember(&buffer[..count]);
                     return self.came(count);

@@ -17,6 +17,7 @@ use super::auth::{self, Challenge, TokenAnswer};
 use super::tls::{self, TlsConnector};
 use crate::digest::sha256;
 use crate::limits::{Limits, MAX_ERROR_BODY_BYTES, MAX_MANIFEST_BYTES, MAX_REDIRECTS, MAX_TOKEN_BYTES};
+use crate::pace::Meter;
 use crate::pull::{Source, SourceKind};
 
 /// The media types of manifests that are understood, in the order of preference.
@@ -36,6 +37,8 @@ pub(crate) struct Client {
     query: String,
     credentials: Option<(String, String)>,
     authorization: Option<String>,
+    /// What counts and limits what comes.
+    pub(super) meter: Meter,
 }
 
 impl Client {
@@ -92,6 +95,7 @@ impl Client {
             query,
             credentials,
             authorization: None,
+            meter: Meter::new(source.kind, &source.paces),
         })
     }
 
@@ -108,6 +112,7 @@ impl Client {
         }
         let told = response.headers().get("docker-content-digest").cloned();
         let bytes = read_bounded(response, &what, MAX_MANIFEST_BYTES)?;
+        self.meter.came(bytes.len());
         let got = sha256(&bytes);
         let expected = Digest::parse(reference).ok();
         let told = told
@@ -127,6 +132,7 @@ impl Client {
             return Err(refusal(what, response));
         }
         let bytes = read_bounded(response, what, MAX_MANIFEST_BYTES)?;
+        self.meter.came(bytes.len());
         let got = sha256(&bytes);
         if got != *digest {
             return Err(RegistryError::Mismatch {
