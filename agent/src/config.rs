@@ -6,6 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 
+use crate::images::window::Window;
 use anyhow::{Context, Result, bail, ensure};
 use serde::Deserialize;
 use skiff_protocol::image_ref::ImageRef;
@@ -164,6 +165,12 @@ pub(crate) struct ImageStore {
     pub pinned: Vec<String>,
     /// A store that came with the device and is used in place.
     pub preloaded: Option<PathBuf>,
+    /// Pulls at once, 1 to 8.
+    pub parallel_pulls: u8,
+    /// Bytes that all pulls together may be sent in a second; 0 is no limit.
+    pub max_bytes_per_second: u64,
+    /// When images may be pulled, in UTC: `01:00-05:00`. At any time without one, and while the clock was never set.
+    pub pull_windows: Vec<Window>,
 }
 
 impl Default for ImageStore {
@@ -175,6 +182,9 @@ impl Default for ImageStore {
             gc_min_age_seconds: 120,
             pinned: Vec::new(),
             preloaded: None,
+            parallel_pulls: 2,
+            max_bytes_per_second: 0,
+            pull_windows: Vec::new(),
         }
     }
 }
@@ -190,12 +200,15 @@ impl ImageStore {
             "images.gc_low_percent: must be less than gc_high_percent, which is {}",
             self.gc_high_percent
         );
+        ensure!(
+            (1..=8).contains(&self.parallel_pulls),
+            "images.parallel_pulls: must be 1 to 8"
+        );
         for (at, it) in self.pinned.iter().enumerate() {
-            let parsed = it
-                .ends_with('*')
-                .then_some(Ok(()))
-                .unwrap_or_else(|| ImageRef::parse(it).map(drop));
-            parsed.with_context(|| format!("images.pinned[{at}]"))?;
+            // The beginning of a name may be anything.
+            if !it.ends_with('*') {
+                ImageRef::parse(it).with_context(|| format!("images.pinned[{at}]"))?;
+            }
         }
         Ok(())
     }
@@ -276,6 +289,8 @@ pub(crate) struct Registry {
     pub username: Option<String>,
     /// Its password.
     pub password: Option<String>,
+    /// Bytes that this registry and its mirrors may send in a second, all pulls together; 0 is no limit.
+    pub max_bytes_per_second: u64,
 }
 
 impl Default for Config {
@@ -500,6 +515,11 @@ mod tests {
         let with_devices = next();
         assert_eq!(with_devices.devices.len(), 2);
         assert!(with_devices.policy.allow.is_empty());
+        let registry = &next().registries["registry.example.org"];
+        assert_eq!(
+            (registry.mirrors.len(), registry.max_bytes_per_second),
+            (1, 50_000)
+        );
     }
 
     #[test]
@@ -526,6 +546,10 @@ mod tests {
                 "policy.allow: \"host-netwrok\" is not one of \"host-network\", \"host-pid\", \"host-ipc\", \
                  \"privileged\", \"capabilities\", \"host-path\" (did you mean \"host-network\"?)",
             ),
+            ("images.gc_high_percent = 101", "images.gc_high_percent: "),
+            ("images.gc_low_percent = 85", "images.gc_low_percent: "),
+            ("images.parallel_pulls = 0", "images.parallel_pulls: "),
+            ("images.pinned = [\"a\", \"B\"]", "images.pinned[1]"),
             ("devices = [{}]", "devices[0].name: "),
             ("devices = [{name = \"kubernetes.io/x\"}]", "devices[0].name: "),
             ("devices = [{name = \"a.b/c\"}]", "devices[0].paths: "),

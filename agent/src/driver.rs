@@ -279,8 +279,12 @@ impl Driver {
                     self.tidy_again();
                 }
             }
-            Input::Pulled { image, result, wrote } => {
-                let events = self.images.pulled(&image, &result, wrote);
+            Input::PullProgress { image, text } => {
+                let events = self.images.progressed(&image, &text);
+                self.image_events(events);
+            }
+            Input::Pulled { image, result, cost } => {
+                let events = self.images.pulled(&image, &result, cost);
                 self.image_events(events);
                 self.see_to_room(Instant::now());
             }

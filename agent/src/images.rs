@@ -1,24 +1,25 @@
 //! Images for containers: from the store, or by a `skiff-agent pull` process.
 //!
-//! Always holds: one pull a reference, [`PULLS`] at once; the agent itself never unpacks anything; a registry that cannot
+//! Always holds: one pull a reference, so many at once as the configuration says; the agent itself never unpacks anything; a registry that cannot
 //! be reached keeps no image waiting that is here; an image that a Pod was promised stays.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context, Result, bail};
 use skiff_core::{ContainerRef, Event, ImageError};
 use skiff_images::limits::Limits;
 use skiff_images::pull::{
-    Platform, PullError, PullReason, PullReport, PullRequest, Source, SourceKind, Wrote,
+    Fetched, Platform, PullError, PullReason, PullReport, PullRequest, Source, SourceKind, Wrote,
 };
-use skiff_images::{Image, Store};
+use skiff_images::{Image, Pace, Store};
 use skiff_protocol::image_ref::{Digest, ImageRef};
 use skiff_protocol::wire::spec::PullPolicy;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::task::AbortHandle;
+use tokio::time::timeout;
 use tracing::{info, warn};
 
 use crate::config::Config;
@@ -28,18 +29,28 @@ use crate::own::Own;
 use child::End;
 use collection::Collections;
 use keys::Login;
+use progress::Shown;
+use window::State;
 
 mod child;
 pub(crate) mod collection;
 pub(crate) mod holds;
 pub(crate) mod keys;
+mod progress;
 mod shown;
-
-/// Pulls at once: one that waits for its registry must not hold up all others, and memory is small.
-const PULLS: usize = 2;
+pub(crate) mod window;
 
 /// How long a registry that could not be reached is not asked for an image that is here.
 const UNREACHABLE: Duration = Duration::from_secs(60);
+
+/// Where the limits of what comes are shared, in the run directory.
+const PACES: &str = "pace";
+
+/// The file there of what holds for the node; a registry's name has a dot, a colon, or is `localhost`.
+const NODE: &str = "node";
+
+/// No end: a month.
+const FOREVER: Duration = Duration::from_secs(30 * 86_400);
 
 /// Registries remembered as unreachable.
 const HOSTS: usize = 64;
@@ -62,11 +73,17 @@ pub(crate) struct Images {
     pulls: BTreeMap<String, Pull>,
     unreachable: Unreachable,
     collections: Collections,
+    /// The image of each repository that last ran well.
+    good: BTreeMap<String, Digest>,
+    /// Repositories of which that is not noted in the store yet.
+    unnoted: BTreeSet<String>,
     /// What is in the store is not what it was when the server was last told.
     changed: bool,
     /// What pulls and collections have written since the start, and how many pulls there were.
     wrote: Wrote,
     ended: u64,
+    /// What pulls that are over were sent since the start.
+    fetched: Fetched,
 }
 
 /// What becomes of a container's wish for an image.
@@ -90,6 +107,15 @@ struct Waiter {
     floor: u64,
 }
 
+/// What a pull has cost, as far as it said so.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Cost {
+    /// The flash.
+    pub(crate) wrote: Wrote,
+    /// The link.
+    pub(crate) fetched: Fetched,
+}
+
 /// A pull that waits for its turn or has it.
 struct Pull {
     /// With what it asks. A Pod with others gets a pull of its own, where this one fails.
@@ -97,6 +123,8 @@ struct Pull {
     /// There once it has begun, and given back with this, when its outcome is known: the next one must not begin what
     /// that outcome makes needless.
     turn: Arc<OnceLock<OwnedSemaphorePermit>>,
+    /// How far it is.
+    shown: Arc<Mutex<Shown>>,
     task: AbortHandle,
 }
 
@@ -139,7 +167,10 @@ impl Images {
     ) -> Result<Self> {
         let preloaded = config.images.preloaded.as_deref();
         let store = Store::open(config.state_dir.join("images"))?.with_preloaded(preloaded);
-        let permits = Arc::new(Semaphore::new(PULLS));
+        let good = store.good()?;
+        let permits = Arc::new(Semaphore::new(config.images.parallel_pulls.into()));
+        let paces = config.run_dir.join(PACES);
+        std::fs::create_dir_all(&paces).with_context(|| format!("cannot make {}", paces.display()))?;
         Ok(Self {
             store,
             config,
@@ -152,9 +183,12 @@ impl Images {
             pulls: BTreeMap::new(),
             unreachable: Unreachable::default(),
             collections: Collections::default(),
+            good,
+            unnoted: BTreeSet::new(),
             changed: true,
             wrote: Wrote::default(),
             ended: 0,
+            fetched: Fetched::default(),
         })
     }
 
@@ -212,7 +246,8 @@ impl Images {
             }
         };
         let asks = policy == PullPolicy::Always && reference.digest().is_none();
-        if !asks || self.unreachable.has(reference.registry(), Instant::now()) {
+        let closed = self.closed();
+        if !asks || closed.is_some() || self.unreachable.has(reference.registry(), Instant::now()) {
             match self.store.resolve(&reference) {
                 Ok(Some(image)) => return Ensured::Now(Box::new(ready(container, &image))),
                 Ok(None) => {}
@@ -226,6 +261,14 @@ impl Images {
             let error = ImageError {
                 reason: "ErrImageNeverPull".to_owned(),
                 message,
+                retry: true,
+            };
+            return Ensured::Now(Box::new(Event::ImageFailed { container, error }));
+        }
+        if let Some(message) = closed.filter(|_| !self.pulls.contains_key(image)) {
+            let error = ImageError {
+                reason: "ErrImagePull".to_owned(),
+                message: format!("image {reference}: {message}"),
                 retry: true,
             };
             return Ensured::Now(Box::new(Event::ImageFailed { container, error }));
@@ -244,9 +287,12 @@ impl Images {
     }
 
     /// A pull is over: the events of all who waited for it.
-    pub(crate) fn pulled(&mut self, image: &str, result: &Result<(), PullError>, wrote: Wrote) -> Vec<Event> {
-        self.wrote.bytes += wrote.bytes;
-        self.wrote.syncs += wrote.syncs;
+    pub(crate) fn pulled(&mut self, image: &str, result: &Result<(), PullError>, cost: Cost) -> Vec<Event> {
+        self.wrote.bytes += cost.wrote.bytes;
+        self.wrote.syncs += cost.wrote.syncs;
+        self.fetched.server += cost.fetched.server;
+        self.fetched.mirror += cost.fetched.mirror;
+        self.fetched.registry += cost.fetched.registry;
         self.ended += 1;
         let ended = self.pulls.remove(image);
         self.changed |= result.is_ok();
@@ -256,8 +302,7 @@ impl Images {
             && error.needed_bytes.is_some()
             && !tried
         {
-            let starved = (image.to_owned(), error.clone(), Wrote::default());
-            self.collections.starved.push(starved);
+            self.collections.starved.push((image.to_owned(), error.clone()));
             return Vec::new();
         }
         let mut waiting = self.waiting.remove(image).unwrap_or_default();
@@ -361,22 +406,94 @@ impl Images {
         let own = self.own.clone();
         let turn = Arc::new(OnceLock::new());
         let (taken, key) = (turn.clone(), image.clone());
+        let shown = Arc::new(Mutex::new(Shown::new(Instant::now())));
+        let progress = shown.clone();
+        let lasts = match self.window() {
+            State::Open(Some(seconds)) => Duration::from_secs(seconds),
+            State::Open(None) | State::Closed(_) => FOREVER,
+        };
         let task = tokio::spawn(async move {
             // The semaphore is never closed, and the turn is taken once.
             if let Ok(permit) = permits.acquire_owned().await {
                 let _ = taken.set(permit);
             }
-            let mut wrote = Wrote::default();
-            let result = run(&executable, &own, &request, PATIENCE, &mut wrote).await;
+            let mut cost = Cost::default();
+            let tell = |text: String| {
+                let (image, inputs) = (image.clone(), inputs.clone());
+                // One that finds no room is about something that the next one tells better.
+                let _ = inputs.try_send(Input::PullProgress { image, text });
+            };
+            let result = run_for(lasts, &executable, &own, &request, &mut cost, &progress, &tell).await;
             let result = result.unwrap_or_else(|error| {
                 let message = format!("image {image}: {error:#}");
                 Err(PullError::new(PullReason::ErrImagePull, message))
             });
             // The driver is gone only when the agent ends.
-            let _ = inputs.send(Input::Pulled { image, result, wrote }).await;
+            let _ = inputs.send(Input::Pulled { image, result, cost }).await;
         });
-        let task = task.abort_handle();
-        self.pulls.insert(key, Pull { logins, turn, task });
+        let pull = Pull {
+            logins,
+            turn,
+            shown,
+            task: task.abort_handle(),
+        };
+        self.pulls.insert(key, pull);
+    }
+
+    /// What holds of pulls now, by the time of the day.
+    fn window(&self) -> State {
+        let now = SystemTime::now()
+            .duration_since(SystemTime::UNIX_EPOCH)
+            .map_or(0, |it| it.as_secs());
+        let now = i64::try_from(now).unwrap_or(i64::MAX);
+        window::state(&self.config.images.pull_windows, now, now >= crate::BUILT)
+    }
+
+    /// Why nothing is pulled now, if that is so.
+    fn closed(&self) -> Option<String> {
+        let State::Closed(seconds) = self.window() else {
+            return None;
+        };
+        let windows = self.config.images.pull_windows.iter();
+        let windows: Vec<String> = windows.map(ToString::to_string).collect();
+        Some(format!(
+            "images are pulled at {} UTC alone (images.pull_windows), which is in {} min",
+            windows.join(", "),
+            seconds.div_ceil(60)
+        ))
+    }
+
+    /// The limits of what comes from a registry, or from the server.
+    fn paces(&self, registry: Option<(&str, u64)>) -> Vec<Pace> {
+        let node = (NODE, self.config.images.max_bytes_per_second);
+        let both = [Some(node), registry].into_iter().flatten();
+        let limits = both.filter(|(_, limit)| *limit > 0);
+        let pace = |(name, bytes_per_second): (&str, u64)| Pace {
+            file: self.config.run_dir.join(PACES).join(name),
+            bytes_per_second,
+        };
+        limits.map(pace).collect()
+    }
+
+    /// Who waits for a pull hears how far it is.
+    pub(crate) fn progressed(&self, image: &str, text: &str) -> Vec<Event> {
+        let waiting = self.waiting.get(image).into_iter().flatten();
+        let event = |it: &Waiter| Event::PullProgress {
+            container: it.container.clone(),
+            text: text.to_owned(),
+        };
+        waiting.map(event).collect()
+    }
+
+    /// The pulls under way, for whoever asks.
+    pub(crate) fn pulling(&self) -> serde_json::Value {
+        let pulls = self.pulls.iter();
+        pulls.map(|(image, it)| lock(&it.shown).json(image)).collect()
+    }
+
+    /// What pulls that are over were sent since the start.
+    pub(crate) fn fetched(&self) -> Fetched {
+        self.fetched
     }
 
     /// Bytes of the disk that a pull must leave: with less, Pods would be ended for it.
@@ -385,8 +502,16 @@ impl Images {
         self.config.eviction.disk_available.of(total)
     }
 
-    /// Something no longer runs from an image: it is unused from now on.
-    pub(crate) fn unused(&self, image: &Digest, floor: u64) {
+    /// Something no longer runs from an image: it is unused from now on. What ran well is noted now, for the disk is written
+    /// for that Pod's end anyway, and while it ran it stayed for that.
+    pub(crate) fn unused(&mut self, image: &Digest, floor: u64) {
+        for repository in std::mem::take(&mut self.unnoted) {
+            let noted = self.good.get(&repository);
+            let noted = noted.map(|image| self.store.note_good(&repository, image));
+            if let Some(Err(error)) = noted {
+                warn!(repository, %error, "that an image ran well is not kept");
+            }
+        }
         let now = SystemTime::now().max(SystemTime::UNIX_EPOCH + Duration::from_secs(floor));
         if let Err(error) = self.store.note_used(image, now) {
             warn!(%image, %error, "the time of an image's last use is not kept");
@@ -394,10 +519,13 @@ impl Images {
     }
 
     /// A container ran well from an image: of its repository it stays.
-    pub(crate) fn ran_well(&self, image: &str, digest: &Digest) {
-        let noted = ImageRef::parse(image).map(|it| self.store.note_good(&it, digest));
-        if let Ok(Err(error)) = noted {
-            warn!(image, %error, "that the image ran well is not kept");
+    pub(crate) fn ran_well(&mut self, image: &str, digest: Digest) {
+        let Ok(reference) = ImageRef::parse(image) else {
+            return;
+        };
+        let repository = format!("{}/{}", reference.registry(), reference.repository());
+        if self.good.insert(repository.clone(), digest) != Some(digest) {
+            self.unnoted.insert(repository);
         }
     }
 
@@ -410,6 +538,7 @@ impl Images {
                 source.ca_pem = Some(self.identity.joined.ca_certificate.clone());
                 source.client_cert_pem = Some(self.identity.joined.certificate.clone());
                 source.client_key_pem = Some(self.identity.key_pem.clone());
+                source.paces = self.paces(None);
                 out.push(source);
             }
         }
@@ -427,11 +556,13 @@ impl Images {
                 .ok()
         });
         let configured = registry.username.zip(registry.password);
+        let paces = self.paces(Some((reference.registry(), registry.max_bytes_per_second)));
         let mut push = |kind, url: &str, login: Option<(String, String)>| {
             let mut source = Source::new(kind, url);
             source.plain_http = registry.plain_http;
             source.ca_pem.clone_from(&ca);
             (source.username, source.password) = login.unzip();
+            source.paces.clone_from(&paces);
             out.push(source);
         };
         for url in &registry.mirrors {
@@ -469,42 +600,72 @@ fn failed(error: &PullError) -> ImageError {
     }
 }
 
+/// Runs one pull process for so long at most; what has come by then is kept.
+async fn run_for(
+    lasts: Duration,
+    executable: &Path,
+    own: &Own,
+    request: &PullRequest,
+    cost: &mut Cost,
+    shown: &Mutex<Shown>,
+    tell: &(dyn Fn(String) + Sync),
+) -> Result<Result<(), PullError>> {
+    // Dropped, it kills its process.
+    let pull = run(executable, own, request, PATIENCE, cost, shown, tell);
+    match timeout(lasts, pull).await {
+        Ok(result) => result,
+        Err(_) => Ok(Err(clear(request, "the pull window has closed").await)),
+    }
+}
+
 /// Runs one pull process to its last line, or kills it when it has said nothing for `patience`.
 async fn run(
     executable: &Path,
     own: &Own,
     request: &PullRequest,
     patience: Duration,
-    wrote: &mut Wrote,
+    cost: &mut Cost,
+    shown: &Mutex<Shown>,
+    tell: &(dyn Fn(String) + Sync),
 ) -> Result<Result<(), PullError>> {
     let mut last = None;
     let end = child::run(executable, "pull", own, request, patience, |line| match line {
-        PullReport::Progress(_) => {}
-        PullReport::Wrote(said) => *wrote = said,
+        PullReport::Plan(plan) => lock(shown).plan(plan.total, plan.known),
+        PullReport::Progress(it) => {
+            if let Some(text) = lock(shown).hear(&it, Instant::now()) {
+                tell(text);
+            }
+        }
+        PullReport::Fetched(said) => cost.fetched = said,
+        PullReport::Wrote(said) => cost.wrote = said,
         PullReport::Ok(_) => last = Some(Ok(())),
         PullReport::Error(error) => last = Some(Err(error)),
     })
     .await?;
     match (end, last) {
-        (End::Stuck, _) => Ok(Err(give_up(request, patience).await)),
+        (End::Stuck, _) => {
+            let why = format!("no progress for {} seconds", patience.as_secs());
+            Ok(Err(clear(request, &why).await))
+        }
         (End::Ended(_), Some(last)) => Ok(last),
         (End::Ended(status), None) => bail!("the pull process ended without an answer: {status}"),
     }
 }
 
-/// Removes what a pull had unpacked that was stuck; what it had fetched stays for its next try.
-async fn give_up(request: &PullRequest, patience: Duration) -> PullError {
+/// Removes what a pull had unpacked that was ended; what it had fetched stays for its next try.
+async fn clear(request: &PullRequest, why: &str) -> PullError {
     let store = request.store.clone();
     if let Ok(Err(error)) = tokio::task::spawn_blocking(move || Store::open(store)).await {
         warn!(image = request.reference, %error, "a pull's files stay until the next start");
     }
-    let message = format!(
-        "image {}: no progress for {} seconds; the pull was ended",
-        request.reference,
-        patience.as_secs()
-    );
+    let message = format!("image {}: {why}; the pull was ended", request.reference);
     // A registry that gives nothing is as good as none.
     PullError::new(PullReason::RegistryUnavailable, message)
+}
+
+/// What is shown of a pull is whole after each step, so a panic elsewhere says nothing of it.
+fn lock(shown: &Mutex<Shown>) -> std::sync::MutexGuard<'_, Shown> {
+    shown.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
 }
 
 #[cfg(test)]

@@ -1,9 +1,10 @@
 //! Everything that reaches the driver from its tasks.
 
 use skiff_core::Event;
-use skiff_images::pull::{PullError, Wrote};
+use skiff_images::pull::PullError;
 use skiff_protocol::wire::StreamEnd;
 
+use crate::images::Cost;
 use crate::images::collection::Collected;
 
 /// One input.
@@ -17,8 +18,15 @@ pub(crate) enum Input {
         image: String,
         /// What came of it.
         result: Result<(), PullError>,
-        /// What it wrote to the disk, as far as it said so.
-        wrote: Wrote,
+        /// What it has cost, as far as it said so.
+        cost: Cost,
+    },
+    /// A pull goes on.
+    PullProgress {
+        /// The reference as written.
+        image: String,
+        /// How far it is.
+        text: String,
     },
     /// The image store has been tidied.
     Collected(Box<Collected>),

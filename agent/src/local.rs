@@ -82,6 +82,7 @@ pub(crate) fn answer(driver: &mut Driver, query: Query) {
         "status" => status(driver),
         "pods" => pods(driver),
         "images" => driver.shown_images(),
+        "pulls" => driver.images.pulling(),
         "prune" => driver.prune(false),
         "prune-all" => driver.prune(true),
         "collection" => driver.images.collection(),
@@ -112,6 +113,7 @@ fn status(driver: &Driver) -> Value {
             "capacityBytes": journal.capacity,
         },
         "disk": disk(driver),
+        "received": received(driver),
         "refused": {
             "desired": counters.desired_refused,
             "objects": counters.objects_refused,
@@ -132,6 +134,12 @@ fn disk(driver: &Driver) -> Value {
         "images": { "bytes": images.bytes, "syncs": images.syncs, "pulls": pulls, "collections": collections, "freed": freed },
         "agent": { "bytes": skiff_images::pull::written_bytes() },
     })
+}
+
+/// Bytes that pulls were sent since the start, by who sent them.
+fn received(driver: &Driver) -> Value {
+    let images = driver.images.fetched();
+    json!({ "server": images.server, "mirror": images.mirror, "registry": images.registry })
 }
 
 fn pods(driver: &Driver) -> Value {

@@ -201,7 +201,8 @@ fn command() -> Result<ExitCode> {
         Command::Metrics => print!("{}", show::metrics(&local::ask(&config.run_dir, "status")?)),
         Command::Pods { json } => show::pods(&local::ask(&config.run_dir, "pods")?, json),
         Command::Images { command: None, json } => {
-            show::images(&local::ask(&config.run_dir, "images")?, json)?;
+            let ask = |what| local::ask(&config.run_dir, what);
+            show::images(&ask("images")?, &ask("pulls")?, json)?;
         }
         Command::Images {
             command: Some(ImagesCommand::Prune { all }),

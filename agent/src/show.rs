@@ -68,7 +68,7 @@ pub(crate) fn status(value: &Value, json: bool) {
 /// A figure as Prometheus reads it: name, labels, what it means, and where it stands in the status.
 type Metric = (&'static str, &'static str, &'static str, &'static str);
 
-const METRICS: [Metric; 16] = [
+const METRICS: [Metric; 19] = [
     (
         "skiff_agent_up_seconds",
         "",
@@ -123,6 +123,24 @@ const METRICS: [Metric; 16] = [
         "",
         "Image pulls since the agent's start.",
         "/disk/images/pulls",
+    ),
+    (
+        "skiff_image_received_bytes_total",
+        "{source=\"server\"}",
+        "Bytes of images that came over the network in pulls that are over, since the agent's start.",
+        "/received/server",
+    ),
+    (
+        "skiff_image_received_bytes_total",
+        "{source=\"mirror\"}",
+        "",
+        "/received/mirror",
+    ),
+    (
+        "skiff_image_received_bytes_total",
+        "{source=\"registry\"}",
+        "",
+        "/received/registry",
     ),
     (
         "skiff_image_collections_total",
@@ -242,13 +260,21 @@ const STAYS: [(&str, &str); 5] = [
 ///
 /// # Errors
 /// When the agent could not list them.
-pub(crate) fn images(value: &Value, json: bool) -> Result<()> {
+pub(crate) fn images(value: &Value, pulls: &Value, json: bool) -> Result<()> {
     if let Some(error) = value["error"].as_str() {
         bail!("{error}");
     }
     if json {
         println!("{value:#}");
         return Ok(());
+    }
+    for it in pulls.as_array().into_iter().flatten() {
+        let bytes = |field: &str| size(it[field].as_u64().unwrap_or(0));
+        let (done, total) = (bytes("bytes"), bytes("totalBytes"));
+        println!(
+            "pulling {}: {done} of {total}",
+            it["image"].as_str().unwrap_or_default()
+        );
     }
     let mut rows = vec![["IMAGE", "DIGEST", "SIZE", "LAST USED", "STAYS"].map(str::to_owned)];
     for image in value.as_array().into_iter().flatten() {

@@ -224,6 +224,16 @@ impl Core {
         }
     }
 
+    /// Says how far a pull is.
+    pub(crate) fn pull_goes_on(&mut self, now: Now, reference: &ContainerRef, text: &str) {
+        let waits = self.current(reference).is_some_and(|it| it.image == Image::Asked);
+        if waits {
+            let message = format!("Pulling image {:?}: {text}", self.image_of(reference));
+            let name = Some(reference.name.as_str());
+            self.event(now, reference.pod, name, false, "Pulling", message);
+        }
+    }
+
     /// Says which Secrets for registries are not there. The image may be had without them.
     fn tell_missing_keys(&mut self, now: Now, uid: Uid) {
         let Some(pod) = self.pods.get(&uid).and_then(|it| it.pod.as_ref()) else {

@@ -29,6 +29,13 @@ pub enum Event {
     NotDurable(u64),
     /// The image of this container is being fetched; said between [`crate::Effect::EnsureImage`] and its answer.
     Pulling(ContainerRef),
+    /// A pull goes on; `text` says how far it is.
+    PullProgress {
+        /// The container that waits for it.
+        container: ContainerRef,
+        /// For people.
+        text: String,
+    },
     /// Nothing is in the way of this start any more; said between [`crate::Effect::Start`] and its answer, and done once the
     /// records that follow are durable.
     Launched(ContainerRef),

@@ -211,6 +211,7 @@ impl Core {
                 self.epoch_answered(now, token, false);
             }
             Event::Pulling(container) => self.pulling(now, &container),
+            Event::PullProgress { container, text } => self.pull_goes_on(now, &container, &text),
             Event::ImageReady { container, image_id } => self.image_ready(now, &container, image_id),
             Event::ImageFailed { container, error } => self.image_failed(now, &container, error),
             Event::Launched(container) => self.launched(now, &container),

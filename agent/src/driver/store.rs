@@ -107,7 +107,7 @@ impl Driver {
         }
         for (key, name, image) in proven {
             self.uses.unproven.remove(&key);
-            self.images.ran_well(&name, &image);
+            self.images.ran_well(&name, image);
         }
     }
 

@@ -21,7 +21,7 @@ use skiff_protocol::image_ref::{Digest, ImageRef};
 use tracing::{info, warn};
 
 use super::child::{self, End};
-use super::{Ensured, Images, PATIENCE, Waiter};
+use super::{Cost, Ensured, Images, PATIENCE, Waiter};
 use crate::config::ImageStore;
 use crate::input::Input;
 use crate::own::Own;
@@ -70,7 +70,7 @@ pub(super) struct Collections {
     /// Containers that asked meanwhile.
     pub(super) held: Vec<(String, Waiter)>,
     /// Pulls that found no room and wait for it.
-    pub(super) starved: Vec<(String, PullError, Wrote)>,
+    pub(super) starved: Vec<(String, PullError)>,
     /// Those that have had their second try.
     pub(super) tried: BTreeSet<String>,
     /// Bytes that collections gave back since the start.
@@ -122,15 +122,15 @@ impl Images {
             Why::Pull(bytes) => Some(bytes).filter(|_| self.free().is_none_or(|free| free < bytes)),
             Why::Asked { .. } => None,
         };
+        let mut images = held;
+        if why != (Why::Asked { all: true }) {
+            images.extend(self.good.values());
+        }
         let settings = &self.config.images;
         let asked = matches!(why, Why::Asked { .. });
         let request = CollectRequest {
             store: self.store.root().to_owned(),
-            keep: Keep {
-                references,
-                images: held,
-                good: why != Why::Asked { all: true },
-            },
+            keep: Keep { references, images },
             until_free,
             min_age_seconds: if asked { 0 } else { settings.gc_min_age_seconds },
         };
@@ -175,13 +175,13 @@ impl Images {
         self.changed |= done.count > 0;
         self.collections.last = done;
         let mut events = Vec::new();
-        for (image, error, wrote) in std::mem::take(&mut self.collections.starved) {
+        for (image, error) in std::mem::take(&mut self.collections.starved) {
             self.collections.tried.insert(image.clone());
             let next = self.waiting.get(&image).and_then(|it| it.first());
             let again = next.map(|it| (it.logins.clone(), it.floor));
             match (freed, again, ImageRef::parse(&image)) {
                 (true, Some((logins, floor)), Ok(reference)) => self.pull(image, &reference, logins, floor),
-                _ => events.extend(self.pulled(&image, &Err(error), wrote)),
+                _ => events.extend(self.pulled(&image, &Err(error), Cost::default())),
             }
         }
         for (image, it) in std::mem::take(&mut self.collections.held) {

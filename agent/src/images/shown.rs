@@ -20,6 +20,7 @@ impl Images {
             Ok(listed) => listed,
             Err(error) => return json!({ "error": error.to_string() }),
         };
+        let good: BTreeSet<Digest> = self.good.values().copied().collect();
         let one = |it: &skiff_images::StoredImage| {
             let used = it.used.and_then(|at| at.duration_since(UNIX_EPOCH).ok());
             json!({
@@ -30,7 +31,7 @@ impl Images {
                 "inUse": held.contains(&it.digest),
                 "named": named.contains(&it.reference),
                 "pinned": is_pinned(&self.config.images, &it.reference),
-                "lastGood": it.good,
+                "lastGood": good.contains(&it.digest),
                 "preloaded": it.preloaded,
             })
         };

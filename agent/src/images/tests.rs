@@ -1,5 +1,6 @@
 //! Pulls by a stand-in for the pull process, over a store that holds images without layers.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 
@@ -10,6 +11,8 @@ use skiff_protocol::topic::NodeName;
 use skiff_protocol::uid::Uid;
 use tokio::time::timeout;
 
+use super::collection::Why;
+use super::window::Window;
 use super::*;
 
 /// Says nothing for a moment, notes that it ran, and that nobody answered it.
@@ -27,6 +30,7 @@ impl Node {
         let dir = tempfile::tempdir().unwrap();
         let config = Config {
             state_dir: dir.path().to_owned(),
+            run_dir: dir.path().to_owned(),
             images_from_server: false,
             ..Config::default()
         };
@@ -105,10 +109,10 @@ impl Node {
     /// What the next pull that ends leads to.
     pub(crate) async fn answers(&mut self) -> Vec<Event> {
         let input = timeout(Duration::from_secs(20), self.inputs.recv()).await;
-        let Some(Input::Pulled { image, result, wrote }) = input.unwrap() else {
+        let Some(Input::Pulled { image, result, cost }) = input.unwrap() else {
             panic!("no pull ended")
         };
-        self.images.pulled(&image, &result, wrote)
+        self.images.pulled(&image, &result, cost)
     }
 
     fn ran(&self) -> usize {
@@ -204,32 +208,176 @@ async fn a_pull_without_progress_is_killed() {
     ] {
         let dir = tempfile::tempdir().unwrap();
         let path = executable(dir.path(), &format!("echo $$ > pid; {script}"));
-        let request = PullRequest {
-            reference: "a/b:v1".into(),
-            // More than a pipe takes, so that a process which does not read is noticed too.
-            sources: vec![Source::new(SourceKind::Registry, "x".repeat(200_000))],
-            platform: Platform::host(),
-            store: dir.path().join("store"),
-            preloaded: None,
-            limits: Default::default(),
-            not_before_unix: 0,
-        };
+        let request = asking(dir.path());
         let error = run(
             &path,
             &Own::default(),
             &request,
             Duration::from_secs(1),
-            &mut Wrote::default(),
+            &mut Cost::default(),
+            &Mutex::new(Shown::new(Instant::now())),
+            &|_| {},
         )
         .await
         .unwrap()
         .unwrap_err();
         assert!(error.message.contains(expected), "{script}: {error}");
         assert_eq!(error.reason, PullReason::RegistryUnavailable);
-        let pid = fs::read_to_string(dir.path().join("pid")).unwrap();
-        let alive = Path::new("/proc").join(pid.trim()).exists();
-        assert!(!alive, "{script}");
+        assert!(!is_alive(dir.path()), "{script}");
     }
+}
+
+/// A request of more than a pipe takes, so that a process which does not read is noticed too.
+fn asking(dir: &Path) -> PullRequest {
+    PullRequest {
+        reference: "a/b:v1".into(),
+        sources: vec![Source::new(SourceKind::Registry, "x".repeat(200_000))],
+        platform: Platform::host(),
+        store: dir.join("store"),
+        preloaded: None,
+        limits: Default::default(),
+        not_before_unix: 0,
+    }
+}
+
+fn is_alive(dir: &Path) -> bool {
+    let pid = fs::read_to_string(dir.join("pid")).unwrap();
+    Path::new("/proc").join(pid.trim()).exists()
+}
+
+/// A pull that is under way when its window closes is ended, and may go on in the next.
+#[tokio::test]
+async fn a_pull_ends_with_its_window() {
+    let dir = tempfile::tempdir().unwrap();
+    let script =
+        "echo $$ > pid; cat >/dev/null; echo '{\"plan\":{\"total\":2,\"known\":0}}'; exec sleep 1000";
+    let path = executable(dir.path(), script);
+    let shown = Mutex::new(Shown::new(Instant::now()));
+    let lasts = Duration::from_secs(1);
+    let (own, request, mut cost) = (Own::default(), asking(dir.path()), Cost::default());
+    let ended = run_for(lasts, &path, &own, &request, &mut cost, &shown, &|_| {}).await;
+    let error = ended.unwrap().unwrap_err();
+    assert!(error.message.contains("the pull window has closed"), "{error}");
+    assert_eq!(error.reason, PullReason::RegistryUnavailable);
+    assert_eq!(lock(&shown).json("a")["totalBytes"], 2);
+    until("its process to be gone", || !is_alive(dir.path())).await;
+}
+
+async fn until(what: &str, is_so: impl Fn() -> bool) {
+    for _ in 0..500 {
+        if is_so() {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    panic!("waited in vain for {what}");
+}
+
+/// Outside of its windows a node pulls nothing, says when it will, and runs what it has.
+#[tokio::test]
+async fn nothing_is_pulled_outside_of_its_window() {
+    let mut node = Node::new(UNREACHED);
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap();
+    let minute = now.as_secs() / 60;
+    let time = |minutes: u64| {
+        format!(
+            "{:02}:{:02}",
+            (minute + minutes) / 60 % 24,
+            (minute + minutes) % 60
+        )
+    };
+    let window = |from: u64, to: u64| Window::try_from(format!("{}-{}", time(from), time(to))).unwrap();
+    let with = |windows: Vec<Window>, node: &mut Node| {
+        let mut config = (*node.images.config).clone();
+        config.images.pull_windows = windows;
+        node.images.config = Arc::new(config);
+    };
+    with(vec![window(120, 180)], &mut node);
+    node.store("far.example/here:latest");
+    let Ensured::Now(here) = node.ensure("far.example/here:latest") else {
+        panic!("it is here")
+    };
+    assert_eq!(shown(*here), ("far.example/here:latest".to_owned(), true));
+    let Ensured::Now(absent) = node.ensure("far.example/absent:latest") else {
+        panic!("it is not asked for")
+    };
+    let Event::ImageFailed { error, .. } = *absent else {
+        panic!("{absent:?}")
+    };
+    assert!(
+        error.retry
+            && error
+                .message
+                .contains("UTC alone (images.pull_windows), which is in 1"),
+        "{error:?}"
+    );
+    assert_eq!(node.ran(), 0);
+    with(vec![window(0, 60)], &mut node);
+    assert_eq!(node.ensure("far.example/absent:latest"), Ensured::Pulling);
+}
+
+/// While the store is tidied no image is promised, and a pull that found no room is tried again after it, once.
+#[tokio::test]
+async fn a_pull_without_room_is_tried_again_once_the_store_is_tidy() {
+    let script = r#"read -r request; echo "$request" >> ran
+case "$1" in
+collect) sleep 0.2; echo '{"removed":{"what":"image a","bytes":7}}'; echo '"done"' ;;
+*) echo '{"error":{"reason":"ErrImagePull","message":"full","neededBytes":12}}' ;;
+esac"#;
+    let mut node = Node::new(script);
+    node.store("far.example/here:latest");
+    assert_eq!(node.ensure("far.example/app:latest"), Ensured::Pulling);
+    assert_eq!(node.answers().await, [], "it waits for room");
+    assert_eq!(node.images.starving(), Some(12));
+    assert_eq!(
+        node.ensure("far.example/app:latest"),
+        Ensured::Pulling,
+        "with the other"
+    );
+    assert_eq!(node.ran(), 1);
+    assert!(
+        node.images
+            .collect(Why::Pull(12), BTreeSet::new(), BTreeSet::new())
+    );
+    assert!(
+        !node
+            .images
+            .collect(Why::Asked { all: true }, BTreeSet::new(), BTreeSet::new())
+    );
+    let container = ContainerRef {
+        pod: Uid([0; 16]),
+        name: "later".to_owned(),
+        attempt: 0,
+    };
+    let policy = PullPolicy::IfNotPresent;
+    let later = node
+        .images
+        .ensure(container, "far.example/here:latest", policy, Vec::new(), 0);
+    assert_eq!(later, Ensured::Later);
+    let done = match timeout(Duration::from_secs(20), node.inputs.recv())
+        .await
+        .unwrap()
+    {
+        Some(Input::Collected(done)) => *done,
+        other => panic!("{other:?}"),
+    };
+    let now = Instant::now();
+    let events: Vec<_> = node.images.collected(done, now).into_iter().map(shown).collect();
+    assert_eq!(events, [("later".to_owned(), true)]);
+    // What the collection was told stays is what is waited for.
+    let asked = fs::read_to_string(node.dir.path().join("ran")).unwrap();
+    assert!(
+        asked
+            .lines()
+            .nth(1)
+            .unwrap()
+            .contains("\"references\":[\"far.example/app:latest\"]"),
+        "{asked}"
+    );
+    let failed = node.pulled().await;
+    assert_eq!(failed, vec![("far.example/app:latest".to_owned(), false); 2]);
+    assert_eq!((node.ran(), node.images.starving()), (3, None));
+    assert!(!node.images.may_collect(now) && node.images.may_collect(now + Duration::from_secs(300)));
 }
 
 const UNWANTED: &str = r#"{"error":{"reason":"RegistryUnavailable","message":"unwanted"}}"#;

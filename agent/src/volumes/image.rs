@@ -155,7 +155,7 @@ impl ImageVolumes {
     pub(crate) fn answered(&mut self, event: &Event, now: Instant) -> Option<Uid> {
         let (container, error) = match event {
             // That a volume's image is under way is known here.
-            Event::Pulling(container) => {
+            Event::Pulling(container) | Event::PullProgress { container, .. } => {
                 return container.name.starts_with(PREFIX).then_some(container.pod);
             }
             Event::ImageReady { container, .. } => (container, None),
