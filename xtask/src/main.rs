@@ -35,6 +35,7 @@ usage: cargo xtask <command>
                                    target's programs
   board                            an emulated ARM board as a node of a server here, its console on this terminal
   board --cuts N [--seed N]        cut its power so often; nothing that was acknowledged may be lost
+  board --pulls N [--seed N]       the same while images are on their way
   board --idle SECONDS             leave it alone with 20 Pods for so long; nothing may be written
   board --boots                    cold boots with 20 Pods, beside a bare start of the same processes
   bench [--peers] [--peers-only | --parts] [--idle SECONDS]
@@ -79,13 +80,13 @@ fn dispatch(arguments: &[String]) -> Result<()> {
             setup::become_root()?;
             board::run(&workspace)
         }
-        ["board", "--cuts", count] => {
+        ["board", "--cuts", count, seed @ ..] => {
             setup::become_root()?;
-            board::long(&workspace, &Long::Cuts(count, None))
+            board::long(&workspace, &Long::Cuts(count, seed_of(seed)?))
         }
-        ["board", "--cuts", count, "--seed", seed] => {
+        ["board", "--pulls", count, seed @ ..] => {
             setup::become_root()?;
-            board::long(&workspace, &Long::Cuts(count, Some(seed)))
+            board::long(&workspace, &Long::Pulls(count, seed_of(seed)?))
         }
         ["board", "--idle", seconds] => {
             setup::become_root()?;
@@ -155,4 +156,13 @@ fn dist(workspace: &Workspace, rest: &[&str]) -> Result<()> {
         dist::prove(workspace, &agent, target)?;
     }
     Ok(())
+}
+
+/// The seed of a run that is left to chance, where one is given.
+fn seed_of<'a>(words: &[&'a str]) -> Result<Option<&'a str>> {
+    match words {
+        [] => Ok(None),
+        ["--seed", seed] => Ok(Some(seed)),
+        _ => bail!("after the number only --seed N is understood"),
+    }
 }

@@ -17,7 +17,10 @@ fn first(board: &mut Board, pod: &Value) -> String {
 
 #[test]
 fn a_disk_that_takes_nothing_ends_nothing() {
-    let mut board = Board::start(&Wanted::default());
+    let mut board = Board::start(&Wanted {
+        agent: "eviction.hold_seconds = 5",
+        ..Wanted::default()
+    });
     board.control.apply(&pod("steady", &shell(IDLE), json!({})));
     let steady = board.running("steady");
     let before = first(&mut board, &steady);

@@ -48,6 +48,8 @@ struct Totals {
     ends: u64,
     restarts: u64,
     images: u64,
+    /// Cuts while an image was on its way.
+    pulling: u64,
     written: u64,
     flushes: u64,
     unflushed: usize,
@@ -106,11 +108,34 @@ impl Story {
         std::thread::sleep(Duration::from_millis(self.rng.below(1500)));
     }
 
+    /// A Pod with an image of its own, and the power goes while that is on its way, mostly.
+    fn pull(&mut self) {
+        let request = self.rng.between(1, 60);
+        self.board.machine().disk().cut_at(request);
+        let alive = self.known.values().filter(|it| !it.deleting).count();
+        if alive > 2 {
+            self.delete();
+        }
+        self.create_with(true, false);
+        // It may be cut later than the image came: after a while it goes all the same.
+        for _ in 0..40 {
+            std::thread::sleep(Duration::from_millis(self.rng.below(200)));
+            if self.board.machine().disk().is_off() {
+                return;
+            }
+            self.observe();
+        }
+    }
+
     fn create(&mut self) {
-        self.names += 1;
-        let name = format!("p{}", self.names);
         let is_payload = self.rng.percent(60);
         let once = self.rng.percent(25);
+        self.create_with(is_payload, once);
+    }
+
+    fn create_with(&mut self, is_payload: bool, once: bool) {
+        self.names += 1;
+        let name = format!("p{}", self.names);
         let uid = payload::apply(
             &self.board.control,
             &name,
@@ -193,6 +218,9 @@ impl Story {
         std::thread::sleep(Duration::from_millis(300));
         self.observe();
         self.totals.cuts += 1;
+        let mut waiting = self.known.values();
+        let pulling = waiting.any(|it| it.payload && it.acknowledged && !it.ran && !it.deleting);
+        self.totals.pulling += u64::from(pulling);
         self.totals.written += account.written;
         self.totals.flushes += account.flushes;
         self.totals.unflushed += account.unflushed;
@@ -311,11 +339,23 @@ impl Story {
     }
 }
 
+/// What the power goes in.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum What {
+    /// Pods come, crash and go.
+    Changes,
+    /// Images come; a cut while none does is not counted.
+    Pulls,
+}
+
 /// Cuts so often; panics when something that was acknowledged is lost.
-fn cuts(seed: u64, count: u64) {
+fn cuts(seed: u64, count: u64, what: What) {
     let mut story = Story::begin(seed, "");
-    for number in 1..=count {
-        story.changes();
+    for number in 1.. {
+        match what {
+            What::Changes => story.changes(),
+            What::Pulls => story.pull(),
+        }
         let how = match story.rng.below(3) {
             0 => Cut::Clean,
             _ => Cut::Torn(story.rng.bits()),
@@ -326,18 +366,35 @@ fn cuts(seed: u64, count: u64) {
             panic!("seed {seed}, cut {number}: {lost}");
         }
         story.converges();
+        let counted = match what {
+            What::Changes => story.totals.cuts,
+            What::Pulls => story.totals.pulling,
+        };
+        if counted >= count {
+            break;
+        }
     }
     println!("seed {seed}: {:?}", story.totals);
 }
 
 #[test]
 fn nothing_acknowledged_is_lost_with_the_power() {
-    cuts(20_261_126, FEW);
+    cuts(20_261_126, FEW, What::Changes);
 }
 
 #[test]
 #[ignore = "takes long: cargo xtask board --cuts N [--seed N]"]
 fn as_many_cuts_as_asked_for() {
+    asked_for("SKIFF_BOARD_CUTS", What::Changes);
+}
+
+#[test]
+#[ignore = "takes long: cargo xtask board --pulls N [--seed N]"]
+fn as_many_pulls_as_asked_for() {
+    asked_for("SKIFF_BOARD_PULLS", What::Pulls);
+}
+
+fn asked_for(count: &str, what: What) {
     let number = |name: &str| std::env::var(name).ok().map(|it| it.parse::<u64>().unwrap());
     let random = || {
         let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
@@ -345,7 +402,8 @@ fn as_many_cuts_as_asked_for() {
     };
     cuts(
         number("SKIFF_BOARD_SEED").unwrap_or_else(random),
-        number("SKIFF_BOARD_CUTS").expect("SKIFF_BOARD_CUTS says how many"),
+        number(count).expect("it is said how many"),
+        what,
     );
 }
 

@@ -13,7 +13,7 @@ use crate::node::{Board, PATIENCE, Wanted};
 #[test]
 fn a_wedged_agent_is_ended_and_a_machine_without_one_is_reset() {
     let mut board = Board::start(&Wanted {
-        agent: "watchdog_seconds = 20\nwatchdog_device = \"/dev/watchdog\"",
+        agent: "watchdog_seconds = 12\nwatchdog_device = \"/dev/watchdog\"",
         ..Wanted::default()
     });
     board.control.apply(&pod("idle", &shell(IDLE), json!({})));
@@ -35,7 +35,7 @@ fn a_wedged_agent_is_ended_and_a_machine_without_one_is_reset() {
     // Asked to end, it leaves the device in peace; killed, it does not.
     board.ok("kill $(cat /run/agent.pid)");
     board.agent_ends();
-    board.ok("sleep 45");
+    board.ok("sleep 28");
     board.run_agent();
     board.answer("status");
     board.kill_agent();

@@ -76,6 +76,8 @@ fn disk(dir: &Path) -> Result<PathBuf> {
 pub(crate) enum Long<'a> {
     /// Cuts its power so often, at moments that the seed chooses, and looks each time whether something was lost.
     Cuts(&'a str, Option<&'a str>),
+    /// The same while images are on their way.
+    Pulls(&'a str, Option<&'a str>),
     /// Leaves it alone for so many seconds, in which nothing may be written.
     Idle(&'a str),
     /// Measures how long it takes from the agent's start until all runs.
@@ -89,6 +91,13 @@ pub(crate) fn long(workspace: &Workspace, what: &Long<'_>) -> Result<()> {
             "as_many_cuts_as_asked_for",
             vec![
                 ("--cuts", "SKIFF_BOARD_CUTS", Some(*count)),
+                ("--seed", "SKIFF_BOARD_SEED", *seed),
+            ],
+        ),
+        Long::Pulls(count, seed) => (
+            "as_many_pulls_as_asked_for",
+            vec![
+                ("--pulls", "SKIFF_BOARD_PULLS", Some(*count)),
                 ("--seed", "SKIFF_BOARD_SEED", *seed),
             ],
         ),
