@@ -40,11 +40,17 @@ pub(crate) fn push(address: &str, image: &str, name: &str) {
 
 /// Pushes an archive, as whoever the credentials name.
 pub(crate) fn push_as(address: &str, archive: &Path, name: &str, credentials: Option<&str>) {
+    push_like(address, archive, name, credentials, &[]);
+}
+
+/// The same with more words for skopeo.
+pub(crate) fn push_like(address: &str, archive: &Path, name: &str, credentials: Option<&str>, more: &[&str]) {
     let source = format!("docker-archive:{}", archive.display());
     let target = format!("docker://{address}/{name}");
     let credentials = credentials.map(|it| format!("--dest-creds={it}"));
     let mut arguments = vec!["--insecure-policy", "copy", "--quiet", "--dest-tls-verify=false"];
     arguments.extend(credentials.as_deref());
+    arguments.extend(more);
     arguments.extend([source.as_str(), target.as_str()]);
     Said::of(&programs::skopeo(), &arguments, &[], "").ok();
 }

@@ -21,6 +21,8 @@ struct State {
     cut_after: AtomicU64,
     /// Bytes to clients after which nothing moves any more.
     still_at: AtomicU64,
+    /// Bytes a second that a connection carries to its client.
+    rate: AtomicU64,
 }
 
 /// The link. Its threads end with the connections and with the test's process.
@@ -40,6 +42,7 @@ impl Relay {
             connections: AtomicU64::new(0),
             cut_after: AtomicU64::new(NONE),
             still_at: AtomicU64::new(NONE),
+            rate: AtomicU64::new(NONE),
         });
         let shared = state.clone();
         std::thread::spawn(move || {
@@ -75,6 +78,11 @@ impl Relay {
         self.state.cut_after.store(bytes, Ordering::Relaxed);
     }
 
+    /// Each connection carries no more than so many bytes a second.
+    pub(crate) fn throttle(&self, bytes_per_second: u64) {
+        self.state.rate.store(bytes_per_second, Ordering::Relaxed);
+    }
+
     /// Once so many bytes were carried to clients, nothing moves until [`Self::go_on`].
     pub(crate) fn stand_still_at(&self, bytes: u64) {
         self.state.still_at.store(bytes, Ordering::Relaxed);
@@ -105,6 +113,8 @@ fn carry(state: &State, client: &TcpStream, target: SocketAddr) -> std::io::Resu
         while state.carried.load(Ordering::Relaxed) >= state.still_at.load(Ordering::Relaxed) {
             std::thread::sleep(Duration::from_millis(5));
         }
+        let lasts = count as f64 / state.rate.load(Ordering::Relaxed) as f64;
+        std::thread::sleep(Duration::from_secs_f64(lasts));
         to_client.write_all(&buffer[..count])?;
         sent += count as u64;
         state.carried.fetch_add(count as u64, Ordering::Relaxed);
