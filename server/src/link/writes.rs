@@ -361,14 +361,13 @@ async fn write(store: &dyn Store, node: &NodeName, pending: Pending) -> Pending 
         host_ip: pending.host_ip,
         ..Pending::default()
     };
-    if pending.info.is_some() || pending.images.is_some() || pending.liveness.is_some() {
-        if let Err(error) = write_node(store, node, &pending).await {
-            tracing::warn!(%node, %error, "the node's state could not be stored");
-            if again(&error) {
-                failed.info = pending.info;
-                failed.images = pending.images;
-                failed.liveness = pending.liveness;
-            }
+    let says = pending.info.is_some() || pending.images.is_some() || pending.liveness.is_some();
+    if says && let Err(error) = write_node(store, node, &pending).await {
+        tracing::warn!(%node, %error, "the node's state could not be stored");
+        if again(&error) {
+            failed.info = pending.info;
+            failed.images = pending.images;
+            failed.liveness = pending.liveness;
         }
     }
     if pending.lease
