@@ -1,7 +1,7 @@
 //! Images for containers: from the store, or by a `skiff-agent pull` process.
 //!
-//! Always holds: one pull a reference, so many at once as the configuration says; the agent itself never unpacks anything; a registry that cannot
-//! be reached keeps no image waiting that is here; an image that a Pod was promised stays.
+//! Always holds: one pull a reference, so many at once as the configuration says; the agent itself never unpacks anything; a
+//! registry that cannot be reached keeps no image waiting that is here; an image that a Pod was promised stays.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -19,7 +19,7 @@ use skiff_protocol::image_ref::{Digest, ImageRef};
 use skiff_protocol::wire::spec::PullPolicy;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::task::AbortHandle;
-use tokio::time::timeout;
+use tokio::time::timeout_at;
 use tracing::{info, warn};
 
 use crate::config::Config;
@@ -408,10 +408,13 @@ impl Images {
         let (taken, key) = (turn.clone(), image.clone());
         let shown = Arc::new(Mutex::new(Shown::new(Instant::now())));
         let progress = shown.clone();
-        let lasts = match self.window() {
-            State::Open(Some(seconds)) => Duration::from_secs(seconds),
-            State::Open(None) | State::Closed(_) => FOREVER,
-        };
+        let until = Instant::now()
+            + match self.window() {
+                State::Open(Some(seconds)) => Duration::from_secs(seconds),
+                State::Open(None) => FOREVER,
+                // It closed while this pull had to wait.
+                State::Closed(_) => Duration::ZERO,
+            };
         let task = tokio::spawn(async move {
             // The semaphore is never closed, and the turn is taken once.
             if let Ok(permit) = permits.acquire_owned().await {
@@ -423,7 +426,7 @@ impl Images {
                 // One that finds no room is about something that the next one tells better.
                 let _ = inputs.try_send(Input::PullProgress { image, text });
             };
-            let result = run_for(lasts, &executable, &own, &request, &mut cost, &progress, &tell).await;
+            let result = run_until(until, &executable, &own, &request, &mut cost, &progress, &tell).await;
             let result = result.unwrap_or_else(|error| {
                 let message = format!("image {image}: {error:#}");
                 Err(PullError::new(PullReason::ErrImagePull, message))
@@ -600,9 +603,9 @@ fn failed(error: &PullError) -> ImageError {
     }
 }
 
-/// Runs one pull process for so long at most; what has come by then is kept.
-async fn run_for(
-    lasts: Duration,
+/// Runs one pull process until then at most; what has come by then is kept.
+async fn run_until(
+    until: Instant,
     executable: &Path,
     own: &Own,
     request: &PullRequest,
@@ -612,7 +615,7 @@ async fn run_for(
 ) -> Result<Result<(), PullError>> {
     // Dropped, it kills its process.
     let pull = run(executable, own, request, PATIENCE, cost, shown, tell);
-    match timeout(lasts, pull).await {
+    match timeout_at(until.into(), pull).await {
         Ok(result) => result,
         Err(_) => Ok(Err(clear(request, "the pull window has closed").await)),
     }

@@ -216,7 +216,12 @@ pub(crate) fn ask(run: &Path, what: &str) -> Result<Value> {
 /// # Errors
 /// As [`ask`], and when the store cannot be tidied.
 pub(crate) fn prune(run: &Path, all: bool) -> Result<Value> {
-    let begun = ask(run, if all { "prune-all" } else { "prune" })?;
+    let mut begun = ask(run, if all { "prune-all" } else { "prune" })?;
+    // The store is being tidied for another reason.
+    while begun["busy"] == true {
+        std::thread::sleep(ASK_AGAIN);
+        begun = ask(run, if all { "prune-all" } else { "prune" })?;
+    }
     if let Some(error) = begun["error"].as_str() {
         anyhow::bail!("{error}");
     }

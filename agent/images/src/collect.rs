@@ -79,6 +79,10 @@ pub struct Removed {
 /// The exit code is 0 where the last line is `done`, else 1.
 #[must_use]
 pub fn main() -> ExitCode {
+    // The next agent knows nothing of what this one was told to keep.
+    if let Err(error) = crate::pull::end_with_parent() {
+        tracing::warn!(%error, "this collection may outlive the agent");
+    }
     let mut output = io::stdout().lock();
     let mut say = |report: &CollectReport| -> io::Result<()> {
         let mut line = serde_json::to_vec(report)?;

@@ -135,11 +135,14 @@ impl Driver {
         names
     }
 
-    /// Tidies the image store. `false`: it is being tidied, or what runs is not known.
+    /// Begins to tidy the image store, unless that is under way.
+    ///
+    /// # Errors
+    /// A Pod of which it is not known what it runs from.
     pub(super) fn collect_images(&mut self, why: Why) -> Result<(), String> {
         let held = self.uses.holds.all().map_err(|pod| {
             format!(
-                "Pod {pod} was started by an agent that did not note which images it runs from, so none can go until it is gone"
+                "Pod {pod} was started by an agent that did not note what it runs from, so no image can go until it is gone"
             )
         })?;
         let named = self.named_images();
@@ -201,6 +204,9 @@ impl Driver {
 
     /// Tidies the store for whoever asks on the node.
     pub(crate) fn prune(&mut self, all: bool) -> Value {
+        if self.images.is_collecting() {
+            return json!({ "busy": true });
+        }
         if let Err(error) = self.collect_images(Why::Asked { all }) {
             return json!({ "error": error });
         }

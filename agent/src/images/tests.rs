@@ -253,9 +253,9 @@ async fn a_pull_ends_with_its_window() {
         "echo $$ > pid; cat >/dev/null; echo '{\"plan\":{\"total\":2,\"known\":0}}'; exec sleep 1000";
     let path = executable(dir.path(), script);
     let shown = Mutex::new(Shown::new(Instant::now()));
-    let lasts = Duration::from_secs(1);
+    let until_then = Instant::now() + Duration::from_secs(1);
     let (own, request, mut cost) = (Own::default(), asking(dir.path()), Cost::default());
-    let ended = run_for(lasts, &path, &own, &request, &mut cost, &shown, &|_| {}).await;
+    let ended = run_until(until_then, &path, &own, &request, &mut cost, &shown, &|_| {}).await;
     let error = ended.unwrap().unwrap_err();
     assert!(error.message.contains("the pull window has closed"), "{error}");
     assert_eq!(error.reason, PullReason::RegistryUnavailable);

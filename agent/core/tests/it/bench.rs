@@ -373,6 +373,14 @@ impl Bench {
         self.event(&format!("pulling {at}"), Event::Pulling(reference(at)));
     }
 
+    pub(crate) fn pull_goes_on(&mut self, at: &str, text: &str) {
+        let (container, text) = (reference(at), text.to_owned());
+        self.event(
+            &format!("pull goes on {at}"),
+            Event::PullProgress { container, text },
+        );
+    }
+
     pub(crate) fn image_failed(&mut self, at: &str, reason: &str) {
         let error = ImageError {
             reason: reason.to_owned(),

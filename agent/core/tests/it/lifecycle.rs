@@ -76,6 +76,24 @@ fn image_pull_back_off() {
     });
 }
 
+/// People hear how far an image is, as long as somebody waits for it.
+#[test]
+fn image_pull_progress() {
+    check("image-pull-progress", |b| {
+        b.pods(&[pod("web")]);
+        b.sandbox_ready("web");
+        b.pulling("web/app#0");
+        b.wait(30);
+        b.pull_goes_on("web/app#0", "10.0 MiB of 20.0 MiB (50%)");
+        b.image_ready("web/app#0");
+        b.note("too late: it is here");
+        b.pull_goes_on("web/app#0", "20.0 MiB of 20.0 MiB (100%)");
+        b.pull_goes_on("other/app#0", "of nobody");
+        b.link_up();
+        b.reports();
+    });
+}
+
 /// Credentials that are missing are told of; once they come, the image is asked for without a wait.
 #[test]
 fn credentials_that_are_not_there_yet() {

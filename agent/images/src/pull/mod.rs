@@ -31,8 +31,7 @@ const PROGRESS_INTERVAL: Duration = Duration::from_millis(250);
 pub fn main() -> ExitCode {
     // Without the agent nobody would hear of the image, and the pull of the next agent would wait for this one. What has come
     // is kept but for a block.
-    let signal = rustix::process::Signal::KILL;
-    if let Err(error) = rustix::process::set_parent_process_death_signal(Some(signal)) {
+    if let Err(error) = end_with_parent() {
         tracing::warn!(%error, "this pull may outlive the agent");
     }
     let mut output = io::stdout().lock();
@@ -63,6 +62,11 @@ pub fn main() -> ExitCode {
         (PullReport::Ok(_), Ok(())) => ExitCode::SUCCESS,
         _ => ExitCode::FAILURE,
     }
+}
+
+/// Has the kernel end this process when the thread ends that started it.
+pub(crate) fn end_with_parent() -> rustix::io::Result<()> {
+    rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))
 }
 
 /// Bytes that this process has had written to disks, in whole pages (proc_pid_io(5)); 0 where the kernel does not count.

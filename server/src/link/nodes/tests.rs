@@ -36,6 +36,28 @@ fn a_node_brings_only_labels_that_are_its_own_to_bring() {
 }
 
 #[test]
+fn images_are_shown_as_far_as_they_are_bounded() {
+    let mut node = described(&NodeInfo::default());
+    let image = |names: usize| NodeImage {
+        names: (0..names).map(|at| format!("a/b:{at}")).collect(),
+        size_bytes: 7,
+    };
+    set_images(&mut node, &[image(2)]);
+    let shown = &node["status"]["images"];
+    assert_eq!(*shown, json!([{ "names": ["a/b:0", "a/b:1"], "sizeBytes": 7 }]));
+    // A node that says more than it may is not believed that far.
+    set_images(&mut node, &vec![image(1000); 1000]);
+    let shown = node["status"]["images"].as_array().unwrap();
+    assert_eq!(shown.len(), skiff_protocol::limits::NODE_IMAGES);
+    let names = shown[0]["names"].as_array().unwrap();
+    assert_eq!(names.len(), skiff_protocol::limits::IMAGE_NAMES);
+    // What it says of itself later leaves them as they are.
+    let name = NodeName::parse("rover-7").unwrap();
+    describe(&mut node, &name, &NodeInfo::default(), NOW);
+    assert_eq!(node["status"]["images"].as_array().unwrap().len(), 50);
+}
+
+#[test]
 fn labels_of_people_stay_and_those_the_node_dropped_go() {
     let name = NodeName::parse("rover-7").unwrap();
     let mut info = NodeInfo {
