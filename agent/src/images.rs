@@ -296,6 +296,7 @@ impl Images {
         self.ended += 1;
         let ended = self.pulls.remove(image);
         self.changed |= result.is_ok();
+        self.collections.look_soon();
         // One that found no room is tried again when there is some, once.
         let tried = self.collections.tried.remove(image);
         if let Err(error) = result
@@ -413,7 +414,7 @@ impl Images {
                 State::Open(Some(seconds)) => Duration::from_secs(seconds),
                 State::Open(None) => FOREVER,
                 // It closed while this pull had to wait.
-                State::Closed(_) => Duration::ZERO,
+                State::Closed => Duration::ZERO,
             };
         let task = tokio::spawn(async move {
             // The semaphore is never closed, and the turn is taken once.
@@ -454,15 +455,14 @@ impl Images {
 
     /// Why nothing is pulled now, if that is so.
     fn closed(&self) -> Option<String> {
-        let State::Closed(seconds) = self.window() else {
+        if !matches!(self.window(), State::Closed) {
             return None;
-        };
+        }
         let windows = self.config.images.pull_windows.iter();
         let windows: Vec<String> = windows.map(ToString::to_string).collect();
         Some(format!(
-            "images are pulled at {} UTC alone (images.pull_windows), which is in {} min",
-            windows.join(", "),
-            seconds.div_ceil(60)
+            "images are pulled at {} UTC alone (images.pull_windows)",
+            windows.join(", ")
         ))
     }
 
@@ -508,6 +508,7 @@ impl Images {
     /// Something no longer runs from an image: it is unused from now on. What ran well is noted now, for the disk is written
     /// for that Pod's end anyway, and while it ran it stayed for that.
     pub(crate) fn unused(&mut self, image: &Digest, floor: u64) {
+        self.collections.look_soon();
         for repository in std::mem::take(&mut self.unnoted) {
             let noted = self.good.get(&repository);
             let noted = noted.map(|image| self.store.note_good(&repository, image));

@@ -127,7 +127,8 @@ pub fn collect(request: &CollectRequest, tell: &mut dyn FnMut(Removed)) -> Resul
     let store = Store::attach(&request.store)?;
     store.clear_tmp()?;
     let now = SystemTime::now();
-    let stage = store.stage()?;
+    // Made for the first thing that goes: where nothing does, nothing is written.
+    let mut stage = None;
     for item in unused(&store, &request.keep)? {
         if let Some(enough) = request.until_free
             && store.free()? >= enough
@@ -139,7 +140,11 @@ pub fn collect(request: &CollectRequest, tell: &mut dyn FnMut(Removed)) -> Resul
         if age.as_secs() < request.min_age_seconds {
             continue;
         }
-        if let Some(removed) = remove(&store, &stage, &item.what)? {
+        let stage = match &mut stage {
+            Some(stage) => stage,
+            None => stage.insert(store.stage()?),
+        };
+        if let Some(removed) = remove(&store, stage, &item.what)? {
             tell(removed);
         }
     }

@@ -320,7 +320,12 @@ impl Store {
     /// Holds others off while a claim is made, or something is taken out of the store.
     pub(crate) fn guard(&self) -> Result<File, Error> {
         let path = self.root.join(LOCK);
-        let file = File::options().create(true).append(true).open(&path);
+        let file = match File::open(&path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                File::options().create(true).append(true).open(&path)
+            }
+            opened => opened,
+        };
         let file = file.map_err(Error::io("open", &path))?;
         file.lock().map_err(Error::io("lock", &path))?;
         Ok(file)
@@ -370,6 +375,8 @@ impl Store {
             SEQUENCE.fetch_add(1, Ordering::Relaxed)
         );
         let path = self.root.join(TMP).join(name);
+        // Until it is locked it could be taken for one of a pull that died.
+        let _guard = self.guard()?;
         remove_tree(&path)?;
         fs::create_dir(&path).map_err(Error::io("create", &path))?;
         let lock_path = path.join(LOCK);
@@ -474,7 +481,12 @@ impl Store {
 
     /// Removes what no living pull holds the lock of.
     pub(crate) fn clear_tmp(&self) -> Result<(), Error> {
-        for path in entries(&self.root.join(TMP))? {
+        let found = entries(&self.root.join(TMP))?;
+        if found.is_empty() {
+            return Ok(());
+        }
+        let _guard = self.guard()?;
+        for path in found {
             if !is_in_use(&path) {
                 remove_tree(&path)?;
             }

@@ -170,7 +170,11 @@ fn nothing_goes_while_enough_is_free_or_before_its_time() {
         until_free: Some(1),
         ..shop.ask(Keep::default())
     };
+    let tmp = shop.store.path().join("tmp");
+    let written = || fs::metadata(&tmp).unwrap().modified().unwrap();
+    let before = written();
     assert_eq!(shop.collect(&enough).unwrap(), [""; 0]);
+    assert_eq!(written(), before, "where nothing goes, nothing is written");
     let young = CollectRequest {
         min_age_seconds: 999,
         ..shop.ask(Keep::default())

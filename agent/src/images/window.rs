@@ -20,8 +20,8 @@ pub(crate) struct Window {
 pub(crate) enum State {
     /// Pulls may go on, for so many seconds where there is an end.
     Open(Option<u64>),
-    /// None may, for so many seconds.
-    Closed(u64),
+    /// None may.
+    Closed,
 }
 
 impl TryFrom<String> for Window {
@@ -63,11 +63,6 @@ impl Window {
         };
         in_it.then(|| (to + DAY * 60 - second - 1) % (DAY * 60) + 1)
     }
-
-    /// Seconds until it opens.
-    fn opens(self, second: u64) -> u64 {
-        (self.from * 60 + DAY * 60 - second) % (DAY * 60)
-    }
 }
 
 /// What holds at a time, seconds since 1970. Without windows, and before there is a time, it is always open.
@@ -91,7 +86,7 @@ pub(crate) fn state(windows: &[Window], unix: i64, is_time: bool) -> State {
     if lasts > 0 {
         return State::Open(Some(lasts));
     }
-    State::Closed(windows.iter().map(|it| it.opens(second)).min().unwrap_or(0))
+    State::Closed
 }
 
 #[cfg(test)]
@@ -111,23 +106,19 @@ mod tests {
         let hour = 3600;
         for (texts, unix, expected) in [
             (&[][..], at(3, 0), State::Open(None)),
-            (&["01:00-05:00"], at(0, 59), State::Closed(60)),
+            (&["01:00-05:00"], at(0, 59), State::Closed),
             (&["01:00-05:00"], at(1, 0), State::Open(Some(4 * hour))),
-            (&["01:00-05:00"], at(5, 0), State::Closed(20 * hour)),
+            (&["01:00-05:00"], at(5, 0), State::Closed),
             (&["22:00-02:00"], at(23, 0), State::Open(Some(3 * hour))),
             (&["22:00-02:00"], at(1, 0), State::Open(Some(hour))),
-            (&["22:00-02:00"], at(2, 0), State::Closed(20 * hour)),
+            (&["22:00-02:00"], at(2, 0), State::Closed),
             (
                 &["22:00-24:00", "00:00-02:00"],
                 at(23, 0),
                 State::Open(Some(3 * hour)),
             ),
             (&["00:00-12:00", "12:00-24:00"], at(7, 0), State::Open(None)),
-            (
-                &["01:00-02:00", "13:00-14:00"],
-                at(2, 0),
-                State::Closed(11 * hour),
-            ),
+            (&["01:00-02:00", "13:00-14:00"], at(2, 0), State::Closed),
         ] {
             assert_eq!(
                 state(&windows(texts), unix, true),
