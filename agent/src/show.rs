@@ -294,7 +294,7 @@ pub(crate) fn images(value: &Value, pulls: &Value, json: bool) -> Result<()> {
 }
 
 /// Bytes in the largest unit of which there is one.
-fn size(bytes: u64) -> String {
+pub(crate) fn size(bytes: u64) -> String {
     let units = [(30, "GiB"), (20, "MiB"), (10, "KiB")];
     let unit = units.iter().find(|(bits, _)| bytes >> bits > 0);
     unit.map_or_else(

@@ -11,7 +11,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
-use std::io::{self, Read, Write};
+use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -21,8 +21,7 @@ use serde::{Deserialize, Serialize};
 use skiff_protocol::image_ref::{Digest, ImageRef};
 
 use crate::error::Error;
-use crate::limits::MAX_REQUEST_BYTES;
-use crate::pull::{Wrote, written_bytes};
+use crate::pull::{Wrote, read_request, write_line, written_bytes};
 use crate::record::{self, ImageRecord, RefRecord};
 use crate::store::{self, Stage, Store};
 
@@ -84,13 +83,9 @@ pub fn main() -> ExitCode {
         tracing::warn!(%error, "this collection may outlive the agent");
     }
     let mut output = io::stdout().lock();
-    let mut say = |report: &CollectReport| -> io::Result<()> {
-        let mut line = serde_json::to_vec(report)?;
-        line.push(b'\n');
-        output.write_all(&line)?;
-        output.flush()
-    };
-    let result = read_request(io::stdin().lock()).and_then(|request| {
+    let mut say = |report: &CollectReport| write_line(&mut output, report);
+    let request = read_request::<CollectRequest>(io::stdin().lock());
+    let result = request.and_then(|request| {
         // An agent that is gone hears of nothing; what it asked for is right all the same.
         let mut tell = |removed| drop(say(&CollectReport::Removed(removed)));
         collect(&request, &mut tell).map_err(|error| error.to_string())
@@ -106,16 +101,6 @@ pub fn main() -> ExitCode {
     } else {
         ExitCode::FAILURE
     }
-}
-
-fn read_request(input: impl Read) -> Result<CollectRequest, String> {
-    let mut bytes = Vec::new();
-    let read = input.take(MAX_REQUEST_BYTES + 1).read_to_end(&mut bytes);
-    read.map_err(|error| format!("the request cannot be read: {error}"))?;
-    if bytes.len() as u64 > MAX_REQUEST_BYTES {
-        return Err(format!("the request is larger than {MAX_REQUEST_BYTES} bytes"));
-    }
-    serde_json::from_slice(&bytes).map_err(|error| format!("the request is malformed: {error}"))
 }
 
 /// Takes out what is unused, until enough is free. This is [`main`] without the process.

@@ -24,8 +24,10 @@ pub enum Error {
         path: PathBuf,
         /// Bytes of the layer as transferred; it unpacks to no less.
         needed: u64,
-        /// Bytes that are free.
+        /// Bytes that are free for it.
         free: u64,
+        /// Bytes beside those that the node keeps, and that other pulls need.
+        kept: u64,
     },
     /// A metadata file is not what the store writes. Pulling the image again repairs it.
     #[error("{path}: the image's metadata is damaged: {reason}; pull the image again", path = path.display())]

@@ -406,6 +406,7 @@ impl Store {
                 path: self.root.clone(),
                 needed: size,
                 free,
+                kept,
             });
         }
         Ok(free)

@@ -7,6 +7,8 @@ use serde_json::{Value, json};
 use skiff_images::pull::Progress;
 use skiff_protocol::image_ref::Digest;
 
+use crate::show::size;
+
 /// When it is told of for the first time; then after twice as long, and so on.
 const FIRST: Duration = Duration::from_secs(30);
 
@@ -66,7 +68,7 @@ impl Shown {
     fn text(&self, now: Instant) -> String {
         let (done, total) = (self.done(), self.total);
         let percent = u128::from(done) * 100 / u128::from(total.max(1));
-        let mut text = format!("{} of {} ({percent}%)", mib(done), mib(total));
+        let mut text = format!("{} of {} ({percent}%)", size(done), size(total));
         let seconds = now.duration_since(self.began).as_secs();
         let rate = done.saturating_sub(self.known) / seconds.max(1);
         if let Some(left) = (total - done).checked_div(rate) {
@@ -84,11 +86,6 @@ impl Shown {
     pub(crate) fn json(&self, image: &str) -> Value {
         json!({ "image": image, "bytes": self.done(), "totalBytes": self.total })
     }
-}
-
-fn mib(bytes: u64) -> String {
-    let tenths = (u128::from(bytes) * 10) >> 20;
-    format!("{}.{} MiB", tenths / 10, tenths % 10)
 }
 
 #[cfg(test)]

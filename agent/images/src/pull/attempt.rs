@@ -74,12 +74,14 @@ impl Failure {
         }
     }
 
-    /// Bytes that should be free for another try, if that is what was missing; `left` bytes were still to come. That what they
-    /// unpack to is more is known where it has filled the disk.
-    pub(crate) fn needs(&self, left: u64) -> Option<u64> {
+    /// Bytes that should be free for another try, if that is what was missing; `left` bytes were still to come, and `kept`
+    /// are not this pull's. That what they unpack to is more is known where it has filled the disk.
+    pub(crate) fn needs(&self, left: u64, kept: u64) -> Option<u64> {
         match self {
-            Self::Store(Error::Full { needed, .. }) => Some(*needed),
-            _ => self.is_full_disk().then(|| left.saturating_mul(ROOM)),
+            Self::Store(Error::Full { needed, kept, .. }) => Some(needed.saturating_add(*kept)),
+            _ => self
+                .is_full_disk()
+                .then(|| left.saturating_mul(ROOM).saturating_add(kept)),
         }
     }
 

@@ -11,6 +11,8 @@ use std::io::{self, Read, Write};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
+use serde::Serialize;
+use serde::de::DeserializeOwned;
 use skiff_protocol::image_ref::{Digest, ImageRef};
 
 use crate::limits::{MAX_MESSAGE_BYTES, MAX_REQUEST_BYTES, MAX_SOURCES};
@@ -35,7 +37,7 @@ pub fn main() -> ExitCode {
         tracing::warn!(%error, "this pull may outlive the agent");
     }
     let mut output = io::stdout().lock();
-    let last = match read_request(io::stdin().lock()) {
+    let last = match read_request::<PullRequest>(io::stdin().lock()) {
         Ok(request) => {
             let mut reporter = Reporter {
                 output: &mut output,
@@ -47,7 +49,7 @@ pub fn main() -> ExitCode {
                 Err(error) => PullReport::Error(error),
             }
         }
-        Err(error) => PullReport::Error(error),
+        Err(error) => PullReport::Error(PullError::new(PullReason::ErrImagePull, error)),
     };
     let wrote = Wrote {
         bytes: written_bytes(),
@@ -77,17 +79,15 @@ pub fn written_bytes() -> u64 {
     line.and_then(|it| it.trim().parse().ok()).unwrap_or(0)
 }
 
-fn read_request(input: impl Read) -> Result<PullRequest, PullError> {
-    let failed = |text: String| PullError::new(PullReason::ErrImagePull, text);
+/// The request of a role of this crate; the error is for people.
+pub(crate) fn read_request<T: DeserializeOwned>(input: impl Read) -> Result<T, String> {
     let mut bytes = Vec::new();
     let read = input.take(MAX_REQUEST_BYTES + 1).read_to_end(&mut bytes);
-    read.map_err(|error| failed(format!("the pull request cannot be read: {error}")))?;
+    read.map_err(|error| format!("the request cannot be read: {error}"))?;
     if bytes.len() as u64 > MAX_REQUEST_BYTES {
-        return Err(failed(format!(
-            "the pull request is larger than {MAX_REQUEST_BYTES} bytes"
-        )));
+        return Err(format!("the request is larger than {MAX_REQUEST_BYTES} bytes"));
     }
-    serde_json::from_slice(&bytes).map_err(|error| failed(format!("the pull request is malformed: {error}")))
+    serde_json::from_slice(&bytes).map_err(|error| format!("the request is malformed: {error}"))
 }
 
 /// Takes note of how far a pull is; an error ends it, for nobody listens any more.
@@ -138,7 +138,7 @@ impl<W: Write> ProgressSink for Reporter<'_, W> {
     }
 }
 
-fn write_line(output: &mut impl Write, report: &PullReport) -> io::Result<()> {
+pub(crate) fn write_line(output: &mut impl Write, report: &impl Serialize) -> io::Result<()> {
     let mut line = serde_json::to_vec(report)?;
     line.push(b'\n');
     output.write_all(&line)?;
@@ -198,11 +198,8 @@ pub fn pull(request: &PullRequest, progress: &mut dyn ProgressSink) -> Result<Di
         }
     }
     let mut error = combine(&reference, &failures);
-    let needed = failures
-        .last()
-        .and_then(|it| it.1.needs(store.claimed(&stage).bytes));
-    let kept = request.limits.keep_free_bytes;
-    error.needed_bytes = needed.map(|it| it.saturating_add(kept));
+    let (left, kept) = (store.claimed(&stage).bytes, request.limits.keep_free_bytes);
+    error.needed_bytes = failures.last().and_then(|it| it.1.needs(left, kept));
     Err(error)
 }
 
